@@ -1,0 +1,122 @@
+"""Every error that embatch raises, by what the caller can do about it.
+
+EmbatchError
+├── ConfigError                 set a variable, install a package, change a setting
+├── InvalidRequestError         fix the call
+├── InputError                  fix the data
+├── AuthenticationError         give a valid key or token
+├── PermissionDeniedError       ask for the right
+├── NotFoundError               name something that exists
+├── RateLimitError              wait: `retry_after_s`, `per_day`
+├── ProviderUnavailableError    try again later
+├── BatchNotCompleteError       wait for the batch
+├── BatchFailedError            look at the batch's error; submit again
+├── BatchTimeoutError           wait longer: the batch `name` goes on
+├── IndeterminateError          find out whether it happened: `label`
+├── AlignmentError              results do not belong to these inputs
+├── BudgetExceededError         raise the budget
+├── SpaceMismatchError          vectors of two spaces must not meet
+└── JournalError                the database of runs refused or broke
+    ├── TransitionRefusedError  the row was not in the state expected
+    └── LeaseLostError          someone else works on it now
+"""
+
+
+class EmbatchError(Exception):
+    """Base of every error that embatch raises on purpose."""
+
+
+class ConfigError(EmbatchError):
+    """A setting, variable, package or model is missing or wrong; the message says which."""
+
+
+class InvalidRequestError(EmbatchError):
+    """The call's arguments are wrong; the message says how to mend it."""
+
+
+class InputError(EmbatchError):
+    """The data cannot be read as asked; the message names the file, row, key or column."""
+
+
+class AuthenticationError(EmbatchError):
+    """The service does not accept the credentials."""
+
+
+class PermissionDeniedError(EmbatchError):
+    """The credentials are valid, but lack the right for this call or resource."""
+
+
+class NotFoundError(EmbatchError):
+    """No run, batch, file or model has this name."""
+
+
+class RateLimitError(EmbatchError):
+    """A quota is used up.
+
+    `retry_after_s` is the wait in seconds that the service asked for, None when it said nothing.
+    `per_day` is True when the quota turns with the day: waiting seconds will not help.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, per_day: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.per_day = per_day
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds to wait, as the service asked; the spelling other clients know."""
+        return self.retry_after_s
+
+
+class ProviderUnavailableError(EmbatchError):
+    """The service is down, overloaded or out of reach; the call had no effect or is safe to repeat."""
+
+
+class BatchNotCompleteError(EmbatchError):
+    """Results were asked for before the batch reached its end."""
+
+
+class BatchFailedError(EmbatchError):
+    """The batch ended without results."""
+
+
+class BatchTimeoutError(EmbatchError):
+    """Waiting ended before the batch did. The batch goes on under `name`."""
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class IndeterminateError(EmbatchError):
+    """A call may or may not have taken effect. `label` is the display name to look for."""
+
+    def __init__(self, message: str, *, label: str) -> None:
+        super().__init__(message)
+        self.label = label
+
+
+class AlignmentError(EmbatchError):
+    """Results do not match the inputs one to one: a key is unknown, foreign or doubled."""
+
+
+class BudgetExceededError(EmbatchError):
+    """Going on would cost more than the cap allows."""
+
+
+class SpaceMismatchError(EmbatchError):
+    """Vectors of different spaces were about to be mixed; the message names the difference."""
+
+
+class JournalError(EmbatchError):
+    """The journal, the database of runs and batches, refused or broke."""
+
+
+class TransitionRefusedError(JournalError):
+    """A guarded update changed no row: the state or lease was not the one expected."""
+
+
+class LeaseLostError(JournalError):
+    """The lease of this step ran out or was taken over; its work must not be recorded."""

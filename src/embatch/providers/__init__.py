@@ -1,0 +1,1 @@
+"""Services that embed batches, behind one port."""

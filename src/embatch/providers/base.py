@@ -1,0 +1,125 @@
+"""The port: what a run needs of any service that embeds batches."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from embatch.types.batch import Limits
+from embatch.types.embedding import Space
+from embatch.types.results import BatchProgress, Embedded, ResultBlock
+from embatch.types.state import JobState
+
+LABEL_HASH_CHARS = 12
+
+
+def label_hash(label: str) -> str:
+    """The short name of a label that goes before each wire key: 12 hex characters."""
+    return hashlib.sha256(label.encode()).hexdigest()[:LABEL_HASH_CHARS]
+
+
+def wire_key(label: str, index: int) -> str:
+    """The key under which item `index` of the batch `label` travels."""
+    return f"{label_hash(label)}:{index}"
+
+
+class StagedItems(Protocol):
+    """The frozen items of one batch, as `datasets.stage` keeps them."""
+
+    @property
+    def path(self) -> Path:
+        """The Arrow IPC file that holds them."""
+        ...
+
+    @property
+    def items(self) -> int:
+        """How many there are."""
+        ...
+
+    def read(self) -> Iterator[pa.RecordBatch]:
+        """The items in order: columns `key`, `row`, `text`, `text_sha256` and the kept ones."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteBatch:
+    """A batch as the provider knows it."""
+
+    name: str
+    """The provider's name for it: what `poll`, `results`, `cancel` and `discard` take."""
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteStatus:
+    """One look at a remote batch."""
+
+    state: JobState | str
+    """An unknown word is kept as it came and is not terminal."""
+    done: bool
+    """The job has ended, whatever its state is called."""
+    progress: BatchProgress
+    has_results: bool
+    """Results can be read now; a failed or cancelled job may have some too."""
+    error: str | None = None
+    """Why the job ended badly, without users' texts."""
+
+
+class Provider(Protocol):
+    """A service that embeds batches. Every call may be repeated but `submit`.
+
+    All calls may raise `ProviderUnavailableError` (try later) and `RateLimitError` (wait).
+    """
+
+    @property
+    def space(self) -> Space:
+        """The space of every vector that this provider will give."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """What a batch may hold, and how many may be in flight."""
+        ...
+
+    def upload(self, stage: StagedItems, label: str) -> str:
+        """Brings the items to the service. Gives the reference that `submit` takes."""
+        ...
+
+    def submit(self, input_ref: str, label: str, *, items: int, priority: int) -> RemoteBatch:
+        """Creates the remote batch. Called once a label, never repeated blindly.
+
+        Raises `IndeterminateError` when the batch may or may not exist now, and
+        `InvalidRequestError` when the service refuses the batch for good.
+        """
+        ...
+
+    def find(self, label: str) -> RemoteBatch | None:
+        """The remote batch that bears `label`; None after a complete look without it."""
+        ...
+
+    def poll(self, name: str) -> RemoteStatus:
+        """The batch's state now. Raises `NotFoundError` when the service no longer knows it."""
+        ...
+
+    def results(self, name: str) -> Iterator[ResultBlock]:
+        """The results as a stream of blocks, in constant memory, in any order."""
+        ...
+
+    def cancel(self, name: str) -> None:
+        """Asks the service to stop the batch. It may still complete."""
+        ...
+
+    def discard(self, name: str | None, input_ref: str | None) -> None:
+        """Removes the remote batch, its input and its results; what is gone already is fine."""
+        ...
+
+    def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
+        """Embeds a few texts now, in the provider's space; `query` uses the query side's task."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the provider holds. Safe to call twice."""
+        ...
