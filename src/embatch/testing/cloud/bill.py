@@ -1,0 +1,126 @@
+"""The bill: what was embedded for money, by text, by job and by call."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from embatch.testing.cloud.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobBill:
+    """What one job cost."""
+
+    name: str
+    display_name: str
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bill:
+    """All that was charged since the cloud began."""
+
+    rows: int
+    """Rows of batch jobs that got a vector."""
+    tokens: int
+    """Tokens of those rows, at the batch price."""
+    interactive_rows: int
+    interactive_tokens: int
+    texts: int
+    """Distinct texts (by SHA-256 and model) that batch jobs embedded."""
+    rows_billed_twice: int
+    """Batch rows beyond the first for the same text and model."""
+    jobs: tuple[JobBill, ...]
+    jobs_created: dict[str, int]
+    """Jobs that came to be, by display name."""
+    requests: dict[str, int]
+    """Requests by route, refused and broken ones included."""
+    refused: dict[str, int]
+    """Answers of 400 and above by route."""
+
+    @property
+    def duplicate_jobs(self) -> dict[str, int]:
+        """Display names under which more than one job was created."""
+        return {name: n for name, n in self.jobs_created.items() if n > 1}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Bill":
+        """The bill that `to_json` wrote."""
+        jobs = tuple(JobBill(**job) for job in values["jobs"])
+        return cls(**{**values, "jobs": jobs})
+
+
+class Ledger:
+    """Writes the bill into the store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def charge_batch(self, digests: Iterable[bytes], model: str) -> None:
+        """Charges one batch row for each text digest."""
+        self._charge(digests, model, batch=1, interactive=0)
+
+    def charge_job(self, name: str, display_name: str, *, rows: int, tokens: int) -> None:
+        """Closes a job's account."""
+        job = JobBill(name=name, display_name=display_name, rows=rows, tokens=tokens)
+        self._store.put("bill", name, asdict(job))
+
+    def charge_interactive(self, digests: list[bytes], model: str, tokens: int) -> None:
+        """Charges texts embedded at once, at the full price."""
+        with self._store.transaction():
+            self._charge(digests, model, batch=0, interactive=1)
+            self._store.count("interactive", "rows", len(digests))
+            self._store.count("interactive", "tokens", tokens)
+
+    def _charge(
+        self, digests: Iterable[bytes], model: str, *, batch: int, interactive: int
+    ) -> None:
+        with self._store.transaction() as database:
+            database.executemany(
+                "INSERT INTO billed VALUES (?, ?, ?, ?) ON CONFLICT (digest, model) DO UPDATE"
+                " SET batch = batch + excluded.batch,"
+                " interactive = interactive + excluded.interactive",
+                ((digest, model, batch, interactive) for digest in digests),
+            )
+
+    def times_billed(self, digest: bytes, model: str | None = None) -> int:
+        """Batch rows charged for a text's SHA-256, for one model or all."""
+        (row,) = self._store.query(
+            "SELECT coalesce(sum(batch), 0) FROM billed"
+            " WHERE digest = ? AND (? IS NULL OR model = ?)",
+            (digest, model, model),
+        )
+        return int(row[0])
+
+    def rows_by_digest(self) -> dict[str, int]:
+        """Batch rows charged by hex SHA-256 of the text, all models together."""
+        rows = self._store.query("SELECT hex(digest), sum(batch) FROM billed GROUP BY digest")
+        return {str(digest).lower(): int(n) for digest, n in rows if n}
+
+    def bill(self) -> Bill:
+        """The bill so far."""
+        (texts, rows) = self._store.query(
+            "SELECT count(*), coalesce(sum(batch), 0) FROM billed WHERE batch > 0"
+        )[0]
+        jobs = []
+        for job in self._store.all("bill"):
+            job.pop("seq")
+            jobs.append(JobBill(**job))
+        interactive = self._store.counts("interactive")
+        return Bill(
+            rows=int(rows),
+            tokens=sum(job.tokens for job in jobs),
+            interactive_rows=interactive.get("rows", 0),
+            interactive_tokens=interactive.get("tokens", 0),
+            texts=int(texts),
+            rows_billed_twice=int(rows) - int(texts),
+            jobs=tuple(jobs),
+            jobs_created=self._store.counts("created"),
+            requests=self._store.counts("request"),
+            refused=self._store.counts("refused"),
+        )
