@@ -2,9 +2,11 @@
 
 from embatch.testing.cloud.bill import Bill, JobBill
 from embatch.testing.cloud.cloud import CloudCrashedError, FakeCloud
+from embatch.testing.cloud.control import Controls
 from embatch.testing.cloud.core import CloudSettings
 from embatch.testing.cloud.faults import FAULTS, Fault, FaultKind, FaultSheet
 from embatch.testing.cloud.models import MODELS, count_tokens
+from embatch.testing.cloud.process import CloudProcess, ControlRefusedError
 from embatch.testing.cloud.vectors import expected_vector, expected_vectors
 
 __all__ = [
@@ -12,7 +14,10 @@ __all__ = [
     "MODELS",
     "Bill",
     "CloudCrashedError",
+    "CloudProcess",
     "CloudSettings",
+    "ControlRefusedError",
+    "Controls",
     "FakeCloud",
     "Fault",
     "FaultKind",

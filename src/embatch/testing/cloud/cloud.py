@@ -1,87 +1,32 @@
 """The fake cloud as a test holds it: started, controlled, and asked for its bill."""
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-from embatch.testing.cloud import batches, files, gemini, uploads
-from embatch.testing.cloud.bill import Bill
+from embatch.testing.cloud import batches, files, gemini, objects, publishers, uploads, vertex
+from embatch.testing.cloud.control import Controls, control_route
 from embatch.testing.cloud.core import CloudSettings, Core
-from embatch.testing.cloud.faults import Facts, Fault
+from embatch.testing.cloud.faults import Fault
 from embatch.testing.cloud.jobs import Jobs
+from embatch.testing.cloud.verbs import verbs_of
 from embatch.testing.cloud.web import CloudServer
 
-ROUTES = (*gemini.ROUTES, *batches.ROUTES, *files.ROUTES, *uploads.ROUTES)
+_SURFACES = (gemini, batches, files, uploads, vertex, publishers, objects)
 
 
 class CloudCrashedError(AssertionError):
     """The fake cloud itself failed; the message holds its tracebacks."""
 
 
-class FakeCloud:
-    """A Gemini API, a Vertex AI and a Cloud Storage of one's own, on 127.0.0.1.
+class CloudAddress(Controls):
+    """Where a fake cloud listens and what opens it, beside its controls."""
 
-    A context manager that runs on threads of this process:
-
-        with FakeCloud(faults=[Fault("shuffle")]) as cloud:
-            client = Client(api_key=cloud.api_key, base_url=cloud.gemini_url)
-
-    `state` names a folder that a later cloud goes on from; without it all is gone at the end.
-    Leaving the context raises `CloudCrashedError` when the cloud itself failed on a request.
-    """
-
-    def __init__(
-        self,
-        *,
-        faults: Iterable[Fault] = (),
-        state: Path | str | None = None,
-        port: int = 0,
-        settings: CloudSettings | None = None,
-        **changes: Any,
-    ) -> None:
-        """`changes` are fields of `CloudSettings`: `seed`, `manual_clock`, `job_duration_s`, …"""
-        self.settings = settings or CloudSettings(**changes)
-        self._own_folder = state is None
-        self.folder = Path(state or tempfile.mkdtemp(prefix="fake-cloud-"))
-        self._core = Core(self.folder, self.settings, ROUTES)
-        self._server = CloudServer(port, self._core.answer)
-        self._core.stopping = self._server.stopping
-        self._core.url = self._server.url
-        self._core.jobs = Jobs(self._core, self._server.crashes)
-        self._core.board.on_change(self._core.jobs.wake)
-        for number, fault in enumerate(faults, 1):
-            self._core.board.add(fault, default_id=f"given-{number}")
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        crashes = self.crashes
-        self.stop()
-        if crashes and kind is None:
-            raise CloudCrashedError("\n".join(crashes))
-
-    def start(self) -> None:
-        """Begins to answer and to work off jobs."""
-        self._server.start()
-        self._core.jobs.start()
-
-    def stop(self) -> None:
-        """Breaks every connection and stops; without `state` all is removed."""
-        self._server.stop()
-        self._core.jobs.stop()
-        self._core.store.close()
-        if self._own_folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    @property
-    def url(self) -> str:
-        """Where it listens; every API's base URL but storage's."""
-        return self._server.url
+    url: str
+    """Where it listens."""
+    settings: CloudSettings
 
     @property
     def gemini_url(self) -> str:
@@ -113,48 +58,64 @@ class FakeCloud:
         """A bearer token that never runs out."""
         return self.settings.access_token
 
-    @property
-    def crashes(self) -> list[str]:
-        """Tracebacks of failures of the cloud itself; empty when it is sound."""
-        return list(self._server.crashes)
 
-    def add_fault(self, fault: Fault) -> str:
-        """Puts a fault in force and gives its id."""
-        return self._core.board.add(fault)
+class FakeCloud(CloudAddress):
+    """A Gemini API, a Vertex AI and a Cloud Storage of one's own, on 127.0.0.1.
 
-    def clear_faults(self, word: str | None = None) -> None:
-        """Lifts all faults, those of a kind, or the one with an id."""
-        self._core.board.clear(word)
+    A context manager that runs on threads of this process:
 
-    def faults(self) -> list[Facts]:
-        """Faults in force, with how often each `matched` and `struck`."""
-        return self._core.board.faults()
+        with FakeCloud(faults=[Fault("shuffle")]) as cloud:
+            client = Client(api_key=cloud.api_key, base_url=cloud.gemini_url)
 
-    def now(self) -> float:
-        """The cloud's time, seconds since the epoch."""
-        return self._core.clock.now()
+    `state` names a folder that a later cloud goes on from; without it all is gone at the end.
+    Leaving the context raises `CloudCrashedError` when the cloud itself failed on a request.
+    """
 
-    def advance(self, seconds: float) -> None:
-        """Moves the clock; on return every job that became due has ended."""
-        self._core.advance(seconds)
+    def __init__(
+        self,
+        *,
+        faults: Iterable[Fault] = (),
+        state: Path | str | None = None,
+        port: int = 0,
+        **settings: Any,
+    ) -> None:
+        """`settings` are fields of `CloudSettings`: `seed`, `manual_clock`, `job_duration_s`, …"""
+        self.settings = CloudSettings(**settings)
+        self._own_folder = state is None
+        self.folder = Path(state or tempfile.mkdtemp(prefix="fake-cloud-"))
+        routes = [line for surface in _SURFACES for line in surface.ROUTES]
+        core = Core(self.folder, self.settings, routes)
+        self._core = core
+        self._server = CloudServer(port, core.answer)
+        core.stopping = self._server.stopping
+        self.url = core.url = self._server.url
+        core.jobs = Jobs(core, self._server.crashes)
+        core.publish = lambda job: vertex.publish(core, job)
+        core.board.on_change(core.jobs.wake)
+        verbs = verbs_of(core, self._server.crashes)
+        routes.append(control_route(verbs))
+        super().__init__(lambda verb, arguments: verbs[verb](**arguments))
+        for number, fault in enumerate(faults, 1):
+            core.board.add(fault, default_id=f"given-{number}")
 
-    def finish(self, name: str) -> None:
-        """Brings a job to its end now, whatever the clock says."""
-        self._core.jobs.finish(name)
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
-    def jobs(self) -> list[dict[str, Any]]:
-        """Every job with what the cloud knows of it, oldest first."""
-        return self._core.jobs.all()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.stop()
+        if self._server.crashes and kind is None:
+            raise CloudCrashedError("\n".join(self._server.crashes))
 
-    def bill(self) -> Bill:
-        """What was charged so far."""
-        return self._core.ledger.bill()
+    def start(self) -> None:
+        """Begins to answer and to work off jobs."""
+        self._server.start()
+        self._core.jobs.start()
 
-    def times_billed(self, text: str, model: str | None = None) -> int:
-        """How many batch rows were charged for a text."""
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-        return self._core.ledger.times_billed(digest, model)
-
-    def rows_by_digest(self) -> dict[str, int]:
-        """Batch rows charged by hex SHA-256 of the text."""
-        return self._core.ledger.rows_by_digest()
+    def stop(self) -> None:
+        """Breaks every connection and stops; without `state` all is removed."""
+        self._server.stop()
+        self._core.jobs.stop()
+        self._core.store.close()
+        if self._own_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)

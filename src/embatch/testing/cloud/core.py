@@ -36,6 +36,8 @@ class CloudSettings:
     seed: int = 0
     job_duration_s: float = 0.05
     """Seconds of the clock from a job's creation to its end."""
+    token_lifetime_s: int = 3600
+    """Seconds of the clock for which `/token` issues access tokens."""
     manual_clock: bool = False
     """The clock stands until it is moved."""
 
@@ -202,7 +204,8 @@ class Core:
                 )
             return
         key = request.headers.get("x-goog-api-key") or request.query.get("key")
-        if key is None or api == "storage":
+        # Keys open the Gemini API and Vertex's express mode, which names no project.
+        if key is None or api == "storage" or "project" in request.names:
             code = 403 if api == "gemini" else 401
             raise ApiError(code, "Method doesn't allow unregistered callers.")
         if not hmac.compare_digest(key.encode(), self.settings.api_key.encode()):

@@ -5,23 +5,20 @@ import shutil
 import threading
 import traceback
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
-
-import orjson
 
 from embatch.testing.cloud.answers import ApiError
 from embatch.testing.cloud.bill import Ledger
 from embatch.testing.cloud.core import Core
-from embatch.testing.cloud.faults import Facts, Fault, FaultKind
+from embatch.testing.cloud.faults import Facts, FaultKind
 from embatch.testing.cloud.outcomes import Outcome, outcome_of
+from embatch.testing.cloud.outputs import write_output
 from embatch.testing.cloud.quota import check_ceilings
-from embatch.testing.cloud.results import ResultWriter, Tally
-from embatch.testing.cloud.rows import lines_of
+from embatch.testing.cloud.results import Tally
 from embatch.testing.cloud.spoil import RESULT_KINDS, Spoiler
 from embatch.testing.cloud.store import Doc
-from embatch.testing.cloud.words import JOB_ID_CHARS, dialect_of, made_id
+from embatch.testing.cloud.words import JOB_ID_CHARS, made_id
 
 EXPIRY_S: Final = {"gemini": 48 * 3600.0, "vertex": 72 * 3600.0}
 """A job that waited or ran this long is EXPIRED."""
@@ -242,7 +239,7 @@ class Jobs:
             core.store.put("job", job["name"], job)
         tally, output, spoiler = Tally(failed=0), None, None
         if outcome.has_output:
-            tally, output, spoiler = self._write_output(job, outcome)
+            tally, output, spoiler = write_output(core, job, outcome)
         self._close(job, outcome, tally, output, spoiler)
 
     def _sticks(self, job: Doc) -> bool:
@@ -254,53 +251,6 @@ class Jobs:
             return False
         self.update(job["name"], stuck=fault.id, stuck_state=fault.arg("state"))
         return True
-
-    def _write_output(self, job: Doc, outcome: Outcome) -> tuple[Tally, list[str], Spoiler]:
-        core = self._core
-        folder = core.store.folder / "jobs" / job["id"]
-        spoiler = Spoiler(
-            [Fault(**values) for values in job["plan"]],
-            rows=job["rows"],
-            seed=core.settings.seed,
-            job=job["name"],
-            store=core.store,
-        )
-        dims_ignored = spoiler.has(_K.DIMS_IGNORED)
-        sharded = spoiler.plain.get(_K.OUTPUT_SHARDS)
-        shards = int(sharded.arg("count")) if sharded and job["api"] == "vertex" else 1
-        writer = ResultWriter(
-            source=folder / "input.jsonl",
-            model=job["model"],
-            rows=job["rows"],
-            dialect=dialect_of(job),
-            spoiler=spoiler,
-            foreign_keys=lambda count: self._keys_of_others(job, count),
-            served=int(job["rows"] * outcome.share),
-            cancelled_rows=outcome.cancelled_rows,
-            dims_ignored=dims_ignored,
-        )
-        paths = [folder / f"output-{number}.jsonl" for number in range(shards)]
-        files = [path.open("wb", buffering=1 << 20) for path in paths]
-        try:
-            with (folder / "digests").open("wb", buffering=1 << 20) as digests:
-                tally = writer.write(list(files), digests)
-        finally:
-            for file in files:
-                file.close()
-        if job["extra"].get("inline"):
-            _drop_last_comma(paths[0])
-        return tally, [str(path.relative_to(core.store.folder)) for path in paths], spoiler
-
-    def _keys_of_others(self, job: Doc, count: int) -> list[Any]:
-        for other in reversed(self.all()):
-            source = self._core.store.folder / "jobs" / other["id"] / "input.jsonl"
-            if other["name"] == job["name"] or not source.exists():
-                continue
-            rows = [orjson.loads(line) for _, line in islice(lines_of(source), count)]
-            keys = [row.get("key", row.get("metadata")) for row in rows]
-            if all(key is not None for key in keys):
-                return keys
-        return [f"0123456789ab:{n}" for n in range(count)]
 
     def _close(
         self,
@@ -385,10 +335,3 @@ class Jobs:
         now = self._core.clock.now()
         waits = [job["due_s"] - now for job in self.live() if not job["stuck"]]
         return max(0.001, min(waits)) if waits else 3600.0
-
-
-def _drop_last_comma(path: Path) -> None:
-    size = path.stat().st_size
-    if size:
-        with path.open("r+b") as file:
-            file.truncate(size - 1)
