@@ -25,6 +25,10 @@ EmbatchError
 class EmbatchError(Exception):
     """Base of every error that embatch raises on purpose."""
 
+    service_message: str | None = None
+    """What the service said, word for word, when it said something. It may quote a user's text:
+    it is no part of the message, and nothing of embatch logs it."""
+
 
 class ConfigError(EmbatchError):
     """A setting, variable, package or model is missing or wrong; the message says which."""

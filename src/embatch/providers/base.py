@@ -1,6 +1,5 @@
 """The port: what a run needs of any service that embeds batches."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +9,10 @@ import pyarrow as pa
 
 from embatch.types.batch import Limits
 from embatch.types.embedding import Space
+from embatch.types.label import label_hash as label_hash
+from embatch.types.label import wire_key as wire_key
 from embatch.types.results import BatchProgress, Embedded, ResultBlock
 from embatch.types.state import JobState
-
-LABEL_HASH_CHARS = 12
-
-
-def label_hash(label: str) -> str:
-    """The short name of a label that goes before each wire key: 12 hex characters."""
-    return hashlib.sha256(label.encode()).hexdigest()[:LABEL_HASH_CHARS]
-
-
-def wire_key(label: str, index: int) -> str:
-    """The key under which item `index` of the batch `label` travels."""
-    return f"{label_hash(label)}:{index}"
 
 
 class StagedItems(Protocol):

@@ -1,0 +1,174 @@
+"""Puts results where they belong: by the keys that the submission wrote, never by their order."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embatch.client.results import TEXT_KEY, RowBlock
+from embatch.errors import AlignmentError, InvalidRequestError
+from embatch.types.batch import EmbedContentBatch
+from embatch.types.embedding import BatchEmbeddings, RowError
+from embatch.types.label import Label, keys_digest, label_hash
+from embatch.types.models import MODELS
+
+MISSING: Final = RowError(
+    code="missing", message="the results hold no row for this input", transient=True
+)
+
+
+def own_rows(batch: EmbedContentBatch, first: RowBlock | None) -> int | None:
+    """How many rows a submission of ours wrote under our keys; None for a batch made by others."""
+    label = Label.parse(batch.label)
+    if label is not None:
+        return label.rows
+    prefix = f"{label_hash(batch.label)}:"
+    keys = () if first is None else (*first.block.keys, *(key for key, _ in first.block.errors))
+    if any(key.startswith(prefix) for key in keys):
+        return batch.batch_stats.request_count
+    return None
+
+
+def checked_keys(
+    batch: EmbedContentBatch, keys: Sequence[str] | None, rows: int | None
+) -> Sequence[str] | None:
+    """The user's keys for the rows of this batch; InvalidRequestError when they are others."""
+    known = batch.keys if keys is None else tuple(keys)
+    if known is None or rows is None:
+        return known
+    label = Label.parse(batch.label)
+    digest = label.keys if label is not None else None
+    if len(known) != rows or (digest is not None and digest != keys_digest(known)):
+        raise InvalidRequestError(
+            f"these {len(known)} keys are not the ones that batch {batch.name} was submitted with: "
+            "give the same keys in the same order"
+        )
+    return known
+
+
+def expected_dims(batch: EmbedContentBatch) -> int | None:
+    """The length that the batch's vectors should have, None when it is not known.
+
+    Only a submission of ours says what was asked for; others may ask row by row.
+    """
+    label = Label.parse(batch.label)
+    if label is None or label.rows is None:
+        return None
+    known = MODELS.get(batch.model)
+    return label.dims or (known.dims if known else None)
+
+
+class Aligner:
+    """Takes blocks in any order; gives `rows` results in the order of the inputs."""
+
+    def __init__(
+        self, batch: EmbedContentBatch, rows: int, *, by_text: Mapping[str, Sequence[int]]
+    ) -> None:
+        """`by_text` maps the key of a text to the places that hold it, for services that give
+        no key back."""
+        self._name = batch.name
+        self._prefix = f"{label_hash(batch.label)}:"
+        self.rows = rows
+        self._by_text = by_text
+        self._used: dict[str, int] = {}
+        self._vectors: NDArray[np.float32] | None = None
+        self._tokens: NDArray[np.int64] | None = None
+        self._filled = np.zeros(rows, dtype=np.bool_)
+        self._errors: dict[int, RowError] = {}
+
+    def add(self, rows: RowBlock) -> None:
+        """Takes a block. AlignmentError for a key that is unknown, foreign or there twice."""
+        block = rows.block
+        places = np.array([self._place(key) for key in block.keys], dtype=np.int64)
+        if len(places):
+            self._claim(places)
+            if self._vectors is None:
+                shape = (self.rows, block.vectors.shape[1])
+                self._vectors = np.full(shape, np.nan, dtype=np.float32)
+            self._vectors[places] = block.vectors
+        if block.tokens is not None:
+            if self._tokens is None:
+                self._tokens = np.full(self.rows, -1, dtype=np.int64)
+            self._tokens[places] = block.tokens
+        for key, error in block.errors:
+            if not key:
+                continue  # a line that could not be read: its input turns up as missing
+            place = self._place(key)
+            self._claim(np.array([place]))
+            self._errors[place] = error
+
+    def _claim(self, places: NDArray[np.int64]) -> None:
+        if self._filled[places].any() or len(np.unique(places)) != len(places):
+            raise self._misaligned("a key stands there twice")
+        self._filled[places] = True
+
+    def _place(self, key: str) -> int:
+        if key.startswith(TEXT_KEY):
+            return self._place_of_text(key)
+        if not key.startswith(self._prefix):
+            said = "a row without a key" if not key else "a key of another batch"
+            raise self._misaligned(f"{said} is among them")
+        digits = key[len(self._prefix) :]
+        if not (digits.isascii() and digits.isdigit()) or int(digits) >= self.rows:
+            raise self._misaligned("a key is among them that this batch never sent")
+        return int(digits)
+
+    def _place_of_text(self, key: str) -> int:
+        """Equal texts have equal vectors: they are given out in the order of the inputs."""
+        places = self._by_text.get(key, ())
+        used = self._used.get(key, 0)
+        if used >= len(places):
+            raise self._misaligned("a text is among them that this batch never sent so often")
+        self._used[key] = used + 1
+        return places[used]
+
+    def _misaligned(self, what: str) -> AlignmentError:
+        return AlignmentError(
+            f"the results of {self._name} do not fit its {self.rows} inputs: {what}. Do not use "
+            "them; submit the texts again, or read them unaligned with read_batch_results()."
+        )
+
+    def finish(self, *, dims: int | None, keys: Sequence[str] | None) -> BatchEmbeddings:
+        """Every input's result; one that never came is a RowError in its place."""
+        for place in np.flatnonzero(~self._filled):
+            self._errors[int(place)] = MISSING
+        vectors = self._vectors
+        if vectors is None:
+            vectors = np.full((self.rows, dims or 0), np.nan, dtype=np.float32)
+        return BatchEmbeddings(
+            vectors=vectors, errors=self._errors, aligned=True, keys=keys, tokens=self._tokens
+        )
+
+
+def in_file_order(blocks: Iterable[RowBlock], *, dims: int | None) -> BatchEmbeddings:
+    """The results of a batch that others made, in the order in which they came."""
+    held = list(blocks)
+    rows = sum(block.rows for block in held)
+    width = next((b.block.vectors.shape[1] for b in held if len(b.places)), dims or 0)
+    vectors = np.full((rows, width), np.nan, dtype=np.float32)
+    tokens = np.full(rows, -1, dtype=np.int64)
+    keys = [""] * rows
+    errors: dict[int, RowError] = {}
+    for entry in held:
+        block = entry.block
+        if len(entry.places):
+            vectors[entry.places] = block.vectors
+        if block.tokens is not None:
+            tokens[entry.places] = block.tokens
+        for place, key in _keyed(entry):
+            keys[place] = key
+        for place, (_, error) in zip(entry.error_places, block.errors, strict=True):
+            errors[place] = error
+    return BatchEmbeddings(
+        vectors=vectors,
+        errors=errors,
+        aligned=False,
+        keys=keys if any(keys) else None,
+        tokens=tokens if (tokens >= 0).any() else None,
+    )
+
+
+def _keyed(entry: RowBlock) -> Iterator[tuple[int, str]]:
+    yield from zip(entry.places.tolist(), entry.block.keys, strict=True)
+    yield from zip(entry.error_places, (key for key, _ in entry.block.errors), strict=True)

@@ -1,0 +1,333 @@
+"""Result bytes to keys and float32 blocks, streamed and fast.
+
+The one reader of result rows of all dialects: the Gemini API's files and inline rows, Vertex AI's
+prediction files of Gemini and of older models. Numbers go from JSON text to a buffer of doubles
+without a Python object each (pysimdjson); a row that this way refuses (NaN, null, 1e400, an error)
+is read again the plain way, alone, and named.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from embatch.client.retry import GRPC_CODES, TRANSIENT_CODES, told
+from embatch.types.embedding import RowError
+from embatch.types.results import ResultBlock
+
+try:
+    import simdjson
+except ImportError:  # no wheel for this Python yet: orjson is the way
+    simdjson = None
+
+BLOCK_ROWS: Final = 512
+TEXT_KEY: Final = "text:"
+"""Before the SHA-256 of a row's text, where the service gives no key back but the text."""
+
+Values = NDArray[np.float64]
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """One result row."""
+
+    key: str | None = None
+    """The key as it came; None when there is none."""
+    values: Values | None = None
+    error: RowError | None = None
+    tokens: int = -1
+    """Tokens billed, -1 where the service does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowBlock:
+    """A block of rows with their places in the stream."""
+
+    block: ResultBlock
+    places: NDArray[np.int64]
+    """Place of each vector in the stream, from 0."""
+    error_places: tuple[int, ...] = ()
+    """Place of each error in the stream."""
+    rows: int = 0
+    """Rows in all, with and without a vector."""
+
+    @property
+    def is_keyed_by_text(self) -> bool:
+        """The service gave texts back in place of keys."""
+        keys = (*self.block.keys, *(key for key, _ in self.block.errors))
+        return any(key.startswith(TEXT_KEY) for key in keys)
+
+
+RowReader = Callable[[bytes], Row]
+
+
+def open_reader() -> RowReader:
+    """A reader of rows. One reader serves one thread."""
+    return _plain_row if simdjson is None else _Simd().row
+
+
+class _Simd:
+    """Reads rows with pysimdjson, which reuses its memory from row to row."""
+
+    def __init__(self) -> None:
+        self._parser = simdjson.Parser()
+
+    def row(self, line: bytes) -> Row:
+        """The row that `line` spells."""
+        try:
+            return self._fast(line)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            return _plain_row(line)
+
+    def _fast(self, line: bytes) -> Row:
+        # Its objects die with this frame: the parser takes no other row before that.
+        document: Any = self._parser.parse(line)
+        response = document["response"]
+        values = np.frombuffer(response["embedding"]["values"].as_buffer(of_type="d"))
+        if not len(values):
+            raise ValueError
+        key = document.get("key")
+        if key is None:
+            metadata = document.get("metadata")
+            key = None if metadata is None else metadata.get("key")
+        usage = response.get("usageMetadata")
+        tokens = response.get("tokenCount") if usage is None else usage.get("promptTokenCount")
+        return Row(
+            key=key if key is None or key.__class__ is str else str(key),
+            values=values,
+            tokens=-1 if tokens is None else int(tokens),
+        )
+
+
+def _plain_row(line: bytes) -> Row:
+    """The row that `line` spells, whatever is wrong with it."""
+    try:
+        document = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            document = json.loads(line)
+        except ValueError:
+            document = None
+    if not isinstance(document, dict):
+        return Row(error=RowError(code="unreadable", message="this result row is not JSON"))
+    key = _key(document)
+    error = _failure(document)
+    if error is not None:
+        return Row(key=key, error=error)
+    values, tokens = _vector(document)
+    if not isinstance(values, list) or not values:
+        message = "the service gave no vector for this row"
+        return Row(key=key, error=RowError(code="no_vector", message=message, transient=True))
+    if any(not _is_number(value) for value in values):
+        return Row(key=key, error=_NOT_FINITE, tokens=tokens)
+    return Row(key=key, values=np.array(values, dtype=np.float64), tokens=tokens)
+
+
+_NOT_FINITE: Final = RowError(
+    code="not_finite", message="the vector holds a value that is no finite number", transient=True
+)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and value is not True and math.isfinite(value)
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _key(document: dict[str, Any]) -> str | None:
+    instance = _dict(document.get("instance"))
+    for holder in (document, _dict(document.get("metadata")), instance):
+        key = holder.get("key")
+        if key is not None:
+            return str(key)
+    content = instance.get("content")
+    return text_key(content) if isinstance(content, str) else None
+
+
+def text_key(text: str) -> str:
+    """What stands for a key where rows are told apart by their text alone."""
+    return TEXT_KEY + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _vector(document: dict[str, Any]) -> tuple[object, int]:
+    response = _dict(document.get("response"))
+    embedding = _dict(response.get("embedding"))
+    tokens = _dict(response.get("usageMetadata")).get("promptTokenCount")
+    if tokens is None:
+        tokens = response.get("tokenCount")
+    predictions = document.get("predictions")
+    if isinstance(predictions, list) and predictions:
+        embedding = _dict(_dict(predictions[0]).get("embeddings"))
+        tokens = _dict(embedding.get("statistics")).get("token_count")
+    return embedding.get("values"), _count(tokens)
+
+
+def _count(tokens: object) -> int:
+    try:
+        return int(tokens)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return -1
+
+
+def _failure(document: dict[str, Any]) -> RowError | None:
+    error = document.get("error") or _dict(document.get("response")).get("error")
+    status = document.get("status")
+    if error is None and isinstance(status, (str, dict)) and status:
+        error = status
+    if not error:
+        return None
+    if not isinstance(error, dict):
+        # Vertex AI writes "WORD: message".
+        return _named_error(str(error).partition(":")[0].strip().lower(), error)
+    return row_error(error.get("code"), error.get("message"))
+
+
+def row_error(code: object, message: object) -> RowError:
+    """The error of one row, from a google.rpc code and what the service said."""
+    return _named_error(GRPC_CODES.get(_count(code), "unknown"), message)
+
+
+def _named_error(word: str, message: object) -> RowError:
+    word = word if word in GRPC_CODES.values() else "unknown"
+    said = told(message)
+    return RowError(
+        code=word,
+        message=f"the service refused this row: {word}" + (f" ({said})" if said else ""),
+        transient=word in TRANSIENT_CODES,
+    )
+
+
+class LineCutter:
+    """Takes bytes in pieces; gives whole lines."""
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that are whole with `chunk`, without their ends; blank ones are left out."""
+        if b"\n" not in chunk:
+            self._rest.append(chunk)
+            return []
+        lines = b"".join([*self._rest, chunk]).split(b"\n")
+        self._rest = [lines.pop()]
+        return [line for line in lines if line and not line.isspace()]
+
+    def finish(self) -> list[bytes]:
+        """The last line, where the end has no line break."""
+        line = b"".join(self._rest)
+        self._rest = []
+        return [line] if line.strip() else []
+
+
+class BlockBuilder:
+    """Gathers rows into blocks of float32."""
+
+    def __init__(
+        self, *, dims: int | None = None, cut: bool = False, block_rows: int = BLOCK_ROWS
+    ) -> None:
+        """`dims` is the length to expect; None takes the first vector's. `cut` shortens longer
+        vectors to `dims`, for services that ignore the dimensions asked for."""
+        self._dims = dims
+        self._cut = cut and dims is not None
+        self._block_rows = block_rows
+        self._read = open_reader()
+        self._place = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._keys: list[str] = []
+        self._places: list[int] = []
+        self._tokens: list[int] = []
+        self._errors: list[tuple[str, RowError]] = []
+        self._error_places: list[int] = []
+        self._matrix: NDArray[np.float32] | None = None
+
+    def add(self, line: bytes) -> RowBlock | None:
+        """Takes one row; gives a block when it is full."""
+        row = self._read(line)
+        place, self._place = self._place, self._place + 1
+        error = row.error
+        if error is None and row.values is not None:
+            error = self._store(row, row.values, place)
+        if error is not None:
+            self._errors.append((row.key or "", error))
+            self._error_places.append(place)
+        full = len(self._keys) + len(self._errors) >= self._block_rows
+        return self.finish() if full else None
+
+    def _store(self, row: Row, values: Values, place: int) -> RowError | None:
+        if self._dims is None:
+            self._dims = len(values)
+        if self._cut:
+            values = values[: self._dims]
+        if len(values) != self._dims:
+            return RowError(
+                code="wrong_dims",
+                message=f"the vector has {len(values)} values, not {self._dims}",
+                transient=True,
+            )
+        if self._matrix is None:
+            self._matrix = np.empty((self._block_rows, self._dims), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            self._matrix[len(self._keys)] = values
+        self._keys.append(row.key or "")
+        self._places.append(place)
+        self._tokens.append(row.tokens)
+        return None
+
+    def finish(self) -> RowBlock | None:
+        """The block so far; None when it is empty."""
+        if not self._keys and not self._errors:
+            return None
+        matrix = self._matrix if self._matrix is not None else np.empty((0, self._dims or 0))
+        vectors = np.asarray(matrix[: len(self._keys)], dtype=np.float32)
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            vectors = self._without(np.flatnonzero(~finite), vectors)
+        known = any(tokens >= 0 for tokens in self._tokens)
+        block = RowBlock(
+            block=ResultBlock(
+                keys=tuple(self._keys),
+                vectors=vectors,
+                errors=tuple(self._errors),
+                tokens=np.array(self._tokens, dtype=np.int32) if known else None,
+            ),
+            places=np.array(self._places, dtype=np.int64),
+            error_places=tuple(self._error_places),
+            rows=len(self._keys) + len(self._errors),
+        )
+        self._begin()
+        return block
+
+    def _without(self, bad: NDArray[np.intp], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Moves rows that float32 cannot hold to the errors."""
+        for index in bad[::-1]:
+            self._errors.append((self._keys.pop(index), _NOT_FINITE))
+            self._error_places.append(self._places.pop(index))
+            self._tokens.pop(index)
+        return np.delete(vectors, bad, axis=0)
+
+
+def read_blocks(
+    chunks: Iterable[bytes], *, dims: int | None = None, block_rows: int = BLOCK_ROWS
+) -> Iterator[ResultBlock]:
+    """The rows of a result file given in pieces, as blocks of float32, in constant memory."""
+    cutter, builder = LineCutter(), BlockBuilder(dims=dims, block_rows=block_rows)
+    for chunk in chunks:
+        for line in cutter.feed(chunk):
+            full = builder.add(line)
+            if full is not None:
+                yield full.block
+    for line in cutter.finish():
+        builder.add(line)
+    last = builder.finish()
+    if last is not None:
+        yield last.block

@@ -1,0 +1,427 @@
+"""Vertex AI and Cloud Storage: the same operations, each as a flow."""
+
+import logging
+import secrets
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from embatch.client.alignment import expected_dims
+from embatch.client.calls import Calls, create_once
+from embatch.client.cloud import NewBatch, NewFileBatch, Sink, wait_until_stopped
+from embatch.client.embeds import embed_in_groups, vectors_of
+from embatch.client.flow import Emit, Flow, Sleep, Work, perform
+from embatch.client.requests import EmbedOptions, build_vertex_lines, spool
+from embatch.client.results import BlockBuilder, LineCutter, text_key
+from embatch.client.wire import integer, parse_job, parse_model
+from embatch.errors import (
+    ConfigError,
+    InputError,
+    InvalidRequestError,
+    NotFoundError,
+    ProviderUnavailableError,
+)
+from embatch.types.batch import EmbedContentBatch
+from embatch.types.embedding import ContentEmbedding
+from embatch.types.files import RemoteFile
+from embatch.types.label import Label, label_hash
+
+if TYPE_CHECKING:
+    from embatch.storage import ObjectStorage
+
+MOST_CONTENTS: Final = 100
+MOST_PREDICT_BYTES: Final = 40_000
+"""UTF-8 bytes of one `:predict`: the service takes 20,000 tokens a call."""
+PAGE_SIZE: Final = 100
+OPERATION_POLL_S: Final = 1.0
+OPERATION_POLLS: Final = 60
+_NO_FILES: Final = (
+    "Vertex AI has no Files API: files are Cloud Storage objects, named gs://bucket/path"
+)
+_log = logging.getLogger("embatch.client")
+
+
+def vertex_base_url(location: str) -> str:
+    """Where a location answers. Source: Vertex AI docs, read 2026-11."""
+    if location == "global":
+        return "https://aiplatform.googleapis.com"
+    if location in ("us", "eu"):
+        return f"https://aiplatform.{location}.rep.googleapis.com"
+    return f"https://{location}-aiplatform.googleapis.com"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vertex:
+    """The operations, for one project and location, or for an express key without either."""
+
+    calls: Calls
+    version: str
+    project: str | None
+    location: str | None
+    staging: str | None
+    """`gs://bucket/prefix` where inputs and results are kept."""
+    open_storage: Callable[[], "ObjectStorage"] = field(repr=False)
+
+    # Places.
+
+    @property
+    def _parent(self) -> str:
+        if self.project is None or self.location is None:
+            raise ConfigError(
+                "batches on Vertex AI need a project and a location: set GOOGLE_CLOUD_PROJECT and "
+                "GOOGLE_CLOUD_LOCATION (an express key serves interactive calls only)"
+            )
+        return f"/{self.version}/projects/{self.project}/locations/{self.location}"
+
+    def _publisher(self, model: str) -> str:
+        known = self.project is not None and self.location is not None
+        return f"{self._parent if known else f'/{self.version}'}/publishers/google/models/{model}"
+
+    def _folder(self, label: str) -> str:
+        if self.staging is None:
+            raise ConfigError(
+                "batches on Vertex AI go through Cloud Storage: give staging='gs://bucket/prefix' "
+                "or set EMBATCH_STAGING"
+            )
+        return f"{self.staging.rstrip('/')}/{label_hash(label)}"
+
+    def job_name(self, name: str) -> str:
+        """The job's full name; its bare number is taken too."""
+        if name.isascii() and name.isdigit():
+            return f"{self._parent.split('/', 2)[2]}/batchPredictionJobs/{name}"
+        if "/batchPredictionJobs/" in name and name.startswith("projects/"):
+            return name
+        raise InvalidRequestError(
+            f"{name!r} is not the name of a Vertex AI batch: it reads "
+            "projects/…/locations/…/batchPredictionJobs/…"
+        )
+
+    # Batches.
+
+    def create(self, new: NewBatch) -> Flow[EmbedContentBatch]:
+        """Stages the texts in Cloud Storage and creates the job."""
+        label = new.label()
+        folder = self._folder(label.text)
+        lines = build_vertex_lines(new.texts, new.options, label)
+        uri = f"{folder}/input.jsonl"
+        with tempfile.TemporaryDirectory(prefix="embatch-") as place:
+            path = Path(place) / "input.jsonl"
+            yield from perform(Work(call=lambda: spool(lines, path)))
+            yield from self._put(uri, path)
+        made = yield from self._create(
+            label.text, new.options.model.name, uri, folder, new.priority
+        )
+        return replace(made, keys=new.keys)
+
+    def create_from_file(self, new: NewFileBatch) -> Flow[EmbedContentBatch]:
+        """Creates a job from a JSONL file, local or in Cloud Storage already."""
+        folder = self._folder(new.label)
+        uri = new.remote
+        if uri is None:
+            uri = f"{folder}/input.jsonl"
+            yield from self._put(uri, new.path)
+        elif not uri.startswith("gs://"):
+            raise InvalidRequestError(f"{uri}: {_NO_FILES}")
+        return (yield from self._create(new.label, new.model, uri, folder, new.priority))
+
+    def _put(self, uri: str, path: Path) -> Flow[None]:
+        if not path.is_file() or not path.stat().st_size:
+            raise InputError(f"{path} is no file with anything in it")
+        storage = self.open_storage()
+        yield from perform(Work(call=lambda: storage.put(uri, path)))
+
+    def _create(
+        self, label: str, model: str, uri: str, folder: str, priority: int
+    ) -> Flow[EmbedContentBatch]:
+        if priority:
+            _log.warning(
+                "Vertex AI has no priorities: priority=%d of %r is not sent", priority, label
+            )
+        body = {
+            "displayName": label,
+            "model": f"publishers/google/models/{model}",
+            "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": [uri]}},
+            "outputConfig": {
+                "predictionsFormat": "jsonl",
+                "gcsDestination": {"outputUriPrefix": f"{folder}/output"},
+            },
+        }
+        path = f"{self._parent}/batchPredictionJobs"
+        return (
+            yield from create_once(
+                self.calls,
+                label=label,
+                request=self.calls.request("POST", path, body=body),
+                parse=parse_job,
+                find=self.find,
+            )
+        )
+
+    def find(self, label: str) -> Flow[EmbedContentBatch | None]:
+        """The batch that bears `label`, after a complete look through the list."""
+        token = ""
+        while True:
+            batches, token = yield from self._page(token)
+            found = next((batch for batch in batches if batch.label == label), None)
+            if found is not None or not token:
+                return found
+
+    def _page(self, token: str) -> Flow[tuple[list[EmbedContentBatch], str]]:
+        request = self.calls.request(
+            "GET",
+            f"{self._parent}/batchPredictionJobs",
+            query={"pageSize": PAGE_SIZE, "pageToken": token},
+        )
+        page = yield from self.calls.json("listing batches", request)
+        jobs = [
+            parse_job(document)
+            for document in page.get("batchPredictionJobs") or ()
+            if "embedding" in str(document.get("model") or "")
+        ]
+        return jobs, str(page.get("nextPageToken") or "")
+
+    def list_batches(self) -> Flow[None]:
+        """Emits every embedding batch of the project and location."""
+        token = ""
+        while True:
+            batches, token = yield from self._page(token)
+            for batch in batches:
+                yield from perform(Emit(value=batch))
+            if not token:
+                return
+
+    def get(self, name: str) -> Flow[EmbedContentBatch]:
+        """The batch as it is now."""
+        name = self.job_name(name)
+        request = self.calls.request("GET", f"/{self.version}/{name}")
+        return parse_job((yield from self.calls.json(f"looking at {name}", request)))
+
+    def rows(self, batch: EmbedContentBatch, sink: Sink) -> Flow[None]:
+        """Gives every result row of a finished batch to `sink`, in blocks."""
+        directory = batch.output.directory if batch.output is not None else None
+        if directory is None:
+            raise NotFoundError(f"{batch.name} names no output directory")
+        storage = self.open_storage()
+        found = yield from perform(Work(call=lambda: storage.list(directory)))
+        results = [entry.uri for entry in found if entry.uri.endswith(".jsonl")]
+        if not results:
+            raise ProviderUnavailableError(
+                f"{batch.name} has ended, but there are no results under {directory} yet"
+            )
+        builder = BlockBuilder(dims=expected_dims(batch), cut=True)
+
+        def add(line: bytes) -> Flow[None]:
+            block = builder.add(line)
+            if block is not None:
+                yield from sink(block)
+
+        for uri in results:
+            yield from self._lines(uri, add)
+        last = builder.finish()
+        if last is not None:
+            yield from sink(last)
+
+    def _lines(self, uri: str, take: Callable[[bytes], Flow[None]]) -> Flow[None]:
+        """Gives every line of an object to `take`."""
+        chunks = self.open_storage().read(uri)
+        lines = LineCutter()
+        while True:
+            chunk = yield from perform(Work(call=lambda: next(chunks, b"")))
+            for line in lines.feed(chunk) if chunk else lines.finish():
+                yield from take(line)
+            if not chunk:
+                return
+
+    def texts_of(self, batch: EmbedContentBatch, /) -> Flow[dict[str, list[int]]]:
+        """Places by text, read from the staged input: older models give no keys back."""
+        places: dict[str, list[int]] = {}
+        index = 0
+
+        def note(line: bytes) -> Flow[None]:
+            nonlocal index
+            content = orjson.loads(line).get("content")
+            places.setdefault(text_key(str(content)), []).append(index)
+            index += 1
+            return
+            yield  # a flow without effects
+
+        if batch.input_config.file is not None:
+            yield from self._lines(batch.input_config.file, note)
+        return places
+
+    def cancel(self, name: str) -> Flow[None]:
+        """Asks for the batch's end. It comes later, and the batch may still complete."""
+        name = self.job_name(name)
+        request = self.calls.request("POST", f"/{self.version}/{name}:cancel", body={})
+        yield from self.calls.answer(f"cancelling {name}", request)
+
+    def delete(self, name: str) -> Flow[None]:
+        """Removes a job and what we staged for it; a running one is cancelled first."""
+        name = self.job_name(name)
+        batch = yield from wait_until_stopped(self, name)
+        what = f"deleting {name}"
+        request = self.calls.request("DELETE", f"/{self.version}/{name}")
+        yield from self._operation_done(what, (yield from self.calls.json(what, request)))
+        source = batch.input_config.file or ""
+        folder = source.rpartition("/")[0]
+        if Label.parse(batch.label) and folder.endswith(f"/{label_hash(batch.label)}"):
+            yield from self._clear(folder)
+
+    def _operation_done(self, what: str, operation: Mapping[str, Any]) -> Flow[None]:
+        for _ in range(OPERATION_POLLS):
+            name = str(operation.get("name") or "")
+            if operation.get("done") is True or not name:
+                return
+            yield from perform(Sleep(seconds=OPERATION_POLL_S))
+            request = self.calls.request("GET", f"/{self.version}/{name}")
+            operation = yield from self.calls.json(what, request)
+        raise ProviderUnavailableError(f"{what}: accepted, but not done after a minute")
+
+    def _clear(self, folder: str) -> Flow[None]:
+        storage = self.open_storage()
+
+        def clear() -> None:
+            storage.delete([entry.uri for entry in storage.list(folder)])
+
+        yield from perform(Work(call=clear))
+
+    def update(self, name: str, *, priority: int) -> Flow[EmbedContentBatch]:
+        """Vertex AI has no priorities."""
+        raise InvalidRequestError(
+            f"{name}: Vertex AI has no priorities, {priority} cannot be set; leave it out"
+        )
+        yield  # a flow without effects
+
+    # Files.
+
+    def upload_file(
+        self, path: Path, *, display_name: str, mime_type: str = ""
+    ) -> Flow[RemoteFile]:
+        """Copies a local file into the staging folder."""
+        folder = self._folder(f"{display_name} {secrets.token_hex(8)}")
+        uri = f"{folder}/{path.name}"
+        yield from self._put(uri, path)
+        return RemoteFile(
+            name=uri,
+            display_name=display_name,
+            mime_type=mime_type,
+            size_bytes=path.stat().st_size,
+            state="active",
+        )
+
+    def get_file(self, name: str) -> Flow[RemoteFile]:
+        """What Cloud Storage knows of an object."""
+        storage = self.open_storage()
+        found = yield from perform(Work(call=lambda: storage.look_at(_object_name(name))))
+        return RemoteFile(name=found.uri, size_bytes=found.size_bytes, state="active")
+
+    def delete_file(self, name: str) -> Flow[None]:
+        """Removes an object."""
+        storage = self.open_storage()
+        yield from perform(Work(call=lambda: storage.delete([_object_name(name)])))
+
+    def list_files(self) -> Flow[None]:
+        """Emits every object of the staging folder."""
+        if self.staging is None:
+            self._folder("")
+        storage, staging = self.open_storage(), self.staging or ""
+        for entry in (yield from perform(Work(call=lambda: storage.list(staging)))):
+            file = RemoteFile(name=entry.uri, size_bytes=entry.size_bytes, state="active")
+            yield from perform(Emit(value=file))
+
+    def download_file(self, name: str, path: Path) -> Flow[Path]:
+        """Copies an object to a local file, which appears when it is whole."""
+        uri, storage = _object_name(name), self.open_storage()
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+        def copy() -> None:
+            try:
+                with part.open("wb") as file:
+                    for chunk in storage.read(uri):
+                        file.write(chunk)
+                part.replace(path)
+            except OSError as error:
+                raise InputError(f"{path} cannot be written: {error.strerror}") from None
+            finally:
+                part.unlink(missing_ok=True)
+
+        yield from perform(Work(call=copy))
+        return path
+
+    # Now.
+
+    def embed(self, texts: Sequence[str], options: EmbedOptions) -> Flow[list[ContentEmbedding]]:
+        """One vector for each text; the call depends on the model."""
+        if options.model.flat_rows:
+            group, most_bytes = self._predict, MOST_PREDICT_BYTES
+        else:
+            group, most_bytes = self._embed_contents, None
+        return (
+            yield from embed_in_groups(
+                texts,
+                options,
+                lambda some: group(some, options),
+                most=MOST_CONTENTS,
+                most_bytes=most_bytes,
+            )
+        )
+
+    def _predict(self, texts: Sequence[str], options: EmbedOptions) -> Flow[list[ContentEmbedding]]:
+        what = f"embedding {len(texts)} texts"
+        body: dict[str, Any] = {"instances": [options.instance(text) for text in texts]}
+        if options.dims is not None:
+            body["parameters"] = {"outputDimensionality": options.dims}
+        request = self.calls.request(
+            "POST", f"{self._publisher(options.model.name)}:predict", body=body
+        )
+        answer = yield from self.calls.json(what, request)
+        found = [entry.get("embeddings") for entry in answer.get("predictions") or ()]
+        return vectors_of(found, texts, options, what)
+
+    def _embed_contents(
+        self, texts: Sequence[str], options: EmbedOptions
+    ) -> Flow[list[ContentEmbedding]]:
+        what = f"embedding {len(texts)} texts"
+        path = self._publisher(options.model.name)
+        if len(texts) == 1:
+            body = options.vertex_request(texts[0])
+            request = self.calls.request("POST", f"{path}:embedContent", body=body)
+            answer = yield from self.calls.json(what, request)
+            return vectors_of([answer.get("embedding")], texts, options, what, answer)
+        requests = {"requests": [options.vertex_request(text) for text in texts]}
+        request = self.calls.request("POST", f"{path}:batchEmbedContents", body=requests)
+        answer = yield from self.calls.json(what, request)
+        return vectors_of(answer.get("embeddings"), texts, options, what)
+
+    def count_tokens(self, texts: Sequence[str], model: str) -> Flow[int]:
+        """Tokens of the texts, together."""
+        body = {"contents": [{"role": "user", "parts": [{"text": text}]} for text in texts]}
+        request = self.calls.request("POST", f"{self._publisher(model)}:countTokens", body=body)
+        answer = yield from self.calls.json("counting tokens", request)
+        return integer(answer.get("totalTokens"))
+
+    def list_models(self) -> Flow[None]:
+        """Emits Google's models on Vertex AI."""
+        token = ""
+        while True:
+            request = self.calls.request(
+                "GET",
+                f"/{self.version}/publishers/google/models",
+                query={"pageSize": PAGE_SIZE, "pageToken": token},
+            )
+            page = yield from self.calls.json("listing models", request)
+            for document in page.get("publisherModels") or page.get("models") or ():
+                yield from perform(Emit(value=parse_model(document)))
+            token = str(page.get("nextPageToken") or "")
+            if not token:
+                return
+
+
+def _object_name(name: str) -> str:
+    if not name.startswith("gs://"):
+        raise InvalidRequestError(f"{name}: {_NO_FILES}")
+    return name

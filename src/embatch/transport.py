@@ -1,0 +1,247 @@
+"""Performs HTTP requests, in a thread or on an event loop: the only import of the HTTP library.
+
+Nothing is raised for what a network does: a request that got no answer gives `Lost`, which says
+whether the service may have seen it. Credentials are added at the last moment and stay out of
+every value that a traceback could show.
+"""
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+import httpx2
+
+from embatch.errors import ConfigError
+
+CONNECT_TIMEOUT_S: Final = 15.0
+DEFAULT_TIMEOUT_S: Final = 120.0
+"""Longest silence of a service that is taken for life."""
+
+_FAILURES: Final = (
+    httpx2.HTTPError,
+    httpx2.StreamError,
+    httpx2.CookieConflict,
+)
+_UNSENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+_MISTAKEN: Final = (httpx2.InvalidURL, httpx2.UnsupportedProtocol)
+
+
+class Authorization(Protocol):
+    """What proves who is calling. Its repr shows nothing."""
+
+    def headers(self) -> Mapping[str, str]:
+        """Headers to send. Reads what is held; never calls out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSlice:
+    """A stretch of a local file, read when it is sent."""
+
+    path: Path
+    start: int
+    """First byte."""
+    size: int
+    """Bytes."""
+
+    def read(self) -> bytes:
+        """The bytes, as many as there are."""
+        with self.path.open("rb") as file:
+            return os.pread(file.fileno(), self.size, self.start)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One HTTP request."""
+
+    method: str
+    url: str = field(repr=False)
+    """Not shown: the URL of a running upload is a right to write."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | FileSlice | None = field(default=None, repr=False)
+    authorization: Authorization | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A whole answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """No answer, or only a part of one."""
+
+    sent: bool
+    """The service may have acted on the request."""
+    reason: str
+    """What happened, in words without content."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stream:
+    """An answer whose body is still to be read."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    response: httpx2.Response = field(repr=False)
+    sync_chunks: Iterator[bytes] | None = field(default=None, repr=False)
+    async_chunks: AsyncIterator[bytes] | None = field(default=None, repr=False)
+
+
+def _lost(error: Exception) -> Lost:
+    if isinstance(error, _MISTAKEN):
+        raise ConfigError("the base URL is not one that HTTP can reach: check it") from None
+    return Lost(sent=not isinstance(error, _UNSENT), reason=_WORDS.get(type(error), "broke off"))
+
+
+_WORDS: Final[Mapping[type[Exception], str]] = {
+    httpx2.ConnectError: "the connection was refused or the host not found",
+    httpx2.ConnectTimeout: "connecting took too long",
+    httpx2.PoolTimeout: "no connection became free",
+    httpx2.ReadTimeout: "no answer came in time",
+    httpx2.WriteTimeout: "sending took too long",
+    httpx2.ReadError: "the connection broke while the answer was awaited",
+    httpx2.WriteError: "the connection broke while sending",
+    httpx2.RemoteProtocolError: "the connection closed before the answer was whole",
+}
+
+
+def _headers(headers: httpx2.Headers) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _timeout(timeout_s: float) -> httpx2.Timeout:
+    return httpx2.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
+
+
+def _parts(request: Request) -> tuple[dict[str, str], bytes | None]:
+    body = request.body.read() if isinstance(request.body, FileSlice) else request.body
+    secret = request.authorization.headers() if request.authorization else {}
+    return {**request.headers, **secret}, body
+
+
+class Transport:
+    """HTTP in the calling thread. Safe to use from several threads."""
+
+    def __init__(
+        self, *, timeout_s: float = DEFAULT_TIMEOUT_S, inner: httpx2.BaseTransport | None = None
+    ) -> None:
+        self._client = httpx2.Client(timeout=_timeout(timeout_s), transport=inner)
+
+    def send(self, request: Request) -> Response | Lost:
+        """The whole answer to `request`."""
+        headers, body = _parts(request)
+        try:
+            answer = self._client.request(
+                request.method, request.url, headers=headers, content=body
+            )
+        except (*_FAILURES, *_MISTAKEN) as error:
+            return _lost(error)
+        return Response(
+            status=answer.status_code, headers=_headers(answer.headers), body=answer.content
+        )
+
+    def open(self, request: Request) -> Stream | Lost:
+        """The answer's head; its body is read by `read` and given back by `shut`."""
+        headers, body = _parts(request)
+        try:
+            answer = self._client.send(
+                self._client.build_request(
+                    request.method, request.url, headers=headers, content=body
+                ),
+                stream=True,
+            )
+        except (*_FAILURES, *_MISTAKEN) as error:
+            return _lost(error)
+        return Stream(
+            status=answer.status_code,
+            headers=_headers(answer.headers),
+            response=answer,
+            sync_chunks=answer.iter_bytes(),
+        )
+
+    def read(self, stream: Stream) -> bytes | Lost:
+        """The next bytes of a body, empty at its end."""
+        if stream.sync_chunks is None:
+            raise TypeError("this stream was opened on an event loop")
+        try:
+            return next(stream.sync_chunks, b"")
+        except _FAILURES as error:
+            return _lost(error)
+
+    def shut(self, stream: Stream) -> None:
+        """Gives the stream's connection back. Safe to call twice."""
+        stream.response.close()
+
+    def close(self) -> None:
+        """Closes every connection. Safe to call twice."""
+        self._client.close()
+
+
+class AsyncTransport:
+    """HTTP on an event loop."""
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        inner: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._client = httpx2.AsyncClient(timeout=_timeout(timeout_s), transport=inner)
+
+    async def send(self, request: Request) -> Response | Lost:
+        """The whole answer to `request`."""
+        headers, body = _parts(request)
+        try:
+            answer = await self._client.request(
+                request.method, request.url, headers=headers, content=body
+            )
+        except (*_FAILURES, *_MISTAKEN) as error:
+            return _lost(error)
+        return Response(
+            status=answer.status_code, headers=_headers(answer.headers), body=answer.content
+        )
+
+    async def open(self, request: Request) -> Stream | Lost:
+        """The answer's head; its body is read by `read` and given back by `shut`."""
+        headers, body = _parts(request)
+        try:
+            answer = await self._client.send(
+                self._client.build_request(
+                    request.method, request.url, headers=headers, content=body
+                ),
+                stream=True,
+            )
+        except (*_FAILURES, *_MISTAKEN) as error:
+            return _lost(error)
+        return Stream(
+            status=answer.status_code,
+            headers=_headers(answer.headers),
+            response=answer,
+            async_chunks=answer.aiter_bytes(),
+        )
+
+    async def read(self, stream: Stream) -> bytes | Lost:
+        """The next bytes of a body, empty at its end."""
+        if stream.async_chunks is None:
+            raise TypeError("this stream was opened in a thread")
+        try:
+            return await anext(stream.async_chunks, b"")
+        except _FAILURES as error:
+            return _lost(error)
+
+    async def shut(self, stream: Stream) -> None:
+        """Gives the stream's connection back. Safe to call twice."""
+        await stream.response.aclose()
+
+    async def close(self) -> None:
+        """Closes every connection. Safe to call twice."""
+        await self._client.aclose()
