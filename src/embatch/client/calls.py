@@ -18,7 +18,7 @@ from embatch.errors import EmbatchError, IndeterminateError, ProviderUnavailable
 from embatch.transport import FileSlice, Lost, Request, Response, Stream
 
 T = TypeVar("T")
-A = TypeVar("A", Response, Stream)
+Once = Flow[Response | Lost] | Flow[Stream | Response | Lost]
 LOOKS: Final = 2
 """Complete walks of the list after an ambiguous creation."""
 BETWEEN_LOOKS_S: Final = 2.0
@@ -67,19 +67,27 @@ class Calls:
 
     def answer(self, what: str, request: Request) -> Flow[Response]:
         """The answer to a request that may be repeated."""
-        return (yield from self._tried(what, lambda: perform(Send(request=request))))
+        found = yield from self._tried(what, lambda: perform(Send(request=request)))
+        if isinstance(found, Stream):
+            raise TypeError("sending opens no stream")
+        return found
 
     def opened(self, what: str, request: Request) -> Flow[Stream]:
         """The answer to a request that may be repeated, its body still to be read."""
-        return (yield from self._tried(what, lambda: _open(request)))
+        found = yield from self._tried(what, lambda: _open(request))
+        if not isinstance(found, Stream):
+            raise ProviderUnavailableError(
+                f"{what}: the service answered {found.status}, a kind not asked for"
+            )
+        return found
 
-    def _tried(self, what: str, once: Callable[[], Flow[A | Response | Lost]]) -> Flow[A]:
+    def _tried(self, what: str, once: "Callable[[], Once]") -> Flow[Response | Stream]:
         yield from self.ready()
         renewed = False
         for attempt in itertools.count():
             outcome = yield from once()
             if isinstance(outcome, Stream):
-                return outcome  # A is Stream here: only `opened` opens streams
+                return outcome
             verdict = self.judged(outcome, what=what, attempt=attempt)
             match verdict:
                 case Accepted(response=response):

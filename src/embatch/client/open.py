@@ -17,7 +17,8 @@ from embatch.client.calls import Calls
 from embatch.client.cloud import Cloud
 from embatch.client.gemini import Gemini
 from embatch.client.retry import RetryPolicy
-from embatch.client.vertex import Vertex, vertex_base_url
+from embatch.client.vertex import Vertex
+from embatch.client.vertex_places import Places, vertex_base_url
 from embatch.config import CloudSettings, Secret
 from embatch.errors import ConfigError, InvalidRequestError
 
@@ -107,10 +108,12 @@ class Access:
         base_url = self._base_url(Auth.VERTEX_AI, settings.vertex_base_url, default)
         return Vertex(
             calls=self._calls(base_url, authorization),
-            version=self.api_version or settings.api_version or VERTEX_VERSION,
-            project=project,
-            location=location,
-            staging=settings.staging,
+            places=Places(
+                version=self.api_version or settings.api_version or VERTEX_VERSION,
+                project=project,
+                location=location,
+                staging=settings.staging,
+            ),
             open_storage=_StorageOnce(settings.storage_base_url, authorization),
         )
 

@@ -24,7 +24,7 @@ from embatch.types.results import ResultBlock
 try:
     import simdjson
 except ImportError:  # no wheel for this Python yet: orjson is the way
-    simdjson = None
+    simdjson = None  # type: ignore[assignment]
 
 BLOCK_ROWS: Final = 512
 TEXT_KEY: Final = "text:"
@@ -172,7 +172,7 @@ def _vector(document: dict[str, Any]) -> tuple[object, int]:
 
 def _count(tokens: object) -> int:
     try:
-        return int(tokens)  # type: ignore[call-overload]
+        return int(tokens)  # type: ignore[call-overload,no-any-return]
     except (TypeError, ValueError):
         return -1
 

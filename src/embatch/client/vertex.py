@@ -17,9 +17,9 @@ from embatch.client.embeds import embed_in_groups, vectors_of
 from embatch.client.flow import Emit, Flow, Sleep, Work, perform
 from embatch.client.requests import EmbedOptions, build_vertex_lines, spool
 from embatch.client.results import BlockBuilder, LineCutter, text_key
+from embatch.client.vertex_places import Places, object_name
 from embatch.client.wire import integer, parse_job, parse_model
 from embatch.errors import (
-    ConfigError,
     InputError,
     InvalidRequestError,
     NotFoundError,
@@ -39,19 +39,7 @@ MOST_PREDICT_BYTES: Final = 40_000
 PAGE_SIZE: Final = 100
 OPERATION_POLL_S: Final = 1.0
 OPERATION_POLLS: Final = 60
-_NO_FILES: Final = (
-    "Vertex AI has no Files API: files are Cloud Storage objects, named gs://bucket/path"
-)
 _log = logging.getLogger("embatch.client")
-
-
-def vertex_base_url(location: str) -> str:
-    """Where a location answers. Source: Vertex AI docs, read 2026-11."""
-    if location == "global":
-        return "https://aiplatform.googleapis.com"
-    if location in ("us", "eu"):
-        return f"https://aiplatform.{location}.rep.googleapis.com"
-    return f"https://{location}-aiplatform.googleapis.com"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,53 +47,15 @@ class Vertex:
     """The operations, for one project and location, or for an express key without either."""
 
     calls: Calls
-    version: str
-    project: str | None
-    location: str | None
-    staging: str | None
-    """`gs://bucket/prefix` where inputs and results are kept."""
+    places: Places
     open_storage: Callable[[], "ObjectStorage"] = field(repr=False)
-
-    # Places.
-
-    @property
-    def _parent(self) -> str:
-        if self.project is None or self.location is None:
-            raise ConfigError(
-                "batches on Vertex AI need a project and a location: set GOOGLE_CLOUD_PROJECT and "
-                "GOOGLE_CLOUD_LOCATION (an express key serves interactive calls only)"
-            )
-        return f"/{self.version}/projects/{self.project}/locations/{self.location}"
-
-    def _publisher(self, model: str) -> str:
-        known = self.project is not None and self.location is not None
-        return f"{self._parent if known else f'/{self.version}'}/publishers/google/models/{model}"
-
-    def _folder(self, label: str) -> str:
-        if self.staging is None:
-            raise ConfigError(
-                "batches on Vertex AI go through Cloud Storage: give staging='gs://bucket/prefix' "
-                "or set EMBATCH_STAGING"
-            )
-        return f"{self.staging.rstrip('/')}/{label_hash(label)}"
-
-    def job_name(self, name: str) -> str:
-        """The job's full name; its bare number is taken too."""
-        if name.isascii() and name.isdigit():
-            return f"{self._parent.split('/', 2)[2]}/batchPredictionJobs/{name}"
-        if "/batchPredictionJobs/" in name and name.startswith("projects/"):
-            return name
-        raise InvalidRequestError(
-            f"{name!r} is not the name of a Vertex AI batch: it reads "
-            "projects/…/locations/…/batchPredictionJobs/…"
-        )
 
     # Batches.
 
     def create(self, new: NewBatch) -> Flow[EmbedContentBatch]:
         """Stages the texts in Cloud Storage and creates the job."""
         label = new.label()
-        folder = self._folder(label.text)
+        folder = self.places.folder(label.text)
         lines = build_vertex_lines(new.texts, new.options, label)
         uri = f"{folder}/input.jsonl"
         with tempfile.TemporaryDirectory(prefix="embatch-") as place:
@@ -119,14 +69,14 @@ class Vertex:
 
     def create_from_file(self, new: NewFileBatch) -> Flow[EmbedContentBatch]:
         """Creates a job from a JSONL file, local or in Cloud Storage already."""
-        folder = self._folder(new.label)
+        folder = self.places.folder(new.label)
         uri = new.remote
         if uri is None:
             uri = f"{folder}/input.jsonl"
             yield from self._put(uri, new.path)
-        elif not uri.startswith("gs://"):
-            raise InvalidRequestError(f"{uri}: {_NO_FILES}")
-        return (yield from self._create(new.label, new.model, uri, folder, new.priority))
+        return (
+            yield from self._create(new.label, new.model, object_name(uri), folder, new.priority)
+        )
 
     def _put(self, uri: str, path: Path) -> Flow[None]:
         if not path.is_file() or not path.stat().st_size:
@@ -150,7 +100,7 @@ class Vertex:
                 "gcsDestination": {"outputUriPrefix": f"{folder}/output"},
             },
         }
-        path = f"{self._parent}/batchPredictionJobs"
+        path = f"{self.places.parent}/batchPredictionJobs"
         return (
             yield from create_once(
                 self.calls,
@@ -173,7 +123,7 @@ class Vertex:
     def _page(self, token: str) -> Flow[tuple[list[EmbedContentBatch], str]]:
         request = self.calls.request(
             "GET",
-            f"{self._parent}/batchPredictionJobs",
+            f"{self.places.parent}/batchPredictionJobs",
             query={"pageSize": PAGE_SIZE, "pageToken": token},
         )
         page = yield from self.calls.json("listing batches", request)
@@ -196,8 +146,8 @@ class Vertex:
 
     def get(self, name: str) -> Flow[EmbedContentBatch]:
         """The batch as it is now."""
-        name = self.job_name(name)
-        request = self.calls.request("GET", f"/{self.version}/{name}")
+        name = self.places.job_name(name)
+        request = self.calls.request("GET", f"/{self.places.version}/{name}")
         return parse_job((yield from self.calls.json(f"looking at {name}", request)))
 
     def rows(self, batch: EmbedContentBatch, sink: Sink) -> Flow[None]:
@@ -255,16 +205,16 @@ class Vertex:
 
     def cancel(self, name: str) -> Flow[None]:
         """Asks for the batch's end. It comes later, and the batch may still complete."""
-        name = self.job_name(name)
-        request = self.calls.request("POST", f"/{self.version}/{name}:cancel", body={})
+        name = self.places.job_name(name)
+        request = self.calls.request("POST", f"/{self.places.version}/{name}:cancel", body={})
         yield from self.calls.answer(f"cancelling {name}", request)
 
     def delete(self, name: str) -> Flow[None]:
         """Removes a job and what we staged for it; a running one is cancelled first."""
-        name = self.job_name(name)
+        name = self.places.job_name(name)
         batch = yield from wait_until_stopped(self, name)
         what = f"deleting {name}"
-        request = self.calls.request("DELETE", f"/{self.version}/{name}")
+        request = self.calls.request("DELETE", f"/{self.places.version}/{name}")
         yield from self._operation_done(what, (yield from self.calls.json(what, request)))
         source = batch.input_config.file or ""
         folder = source.rpartition("/")[0]
@@ -277,7 +227,7 @@ class Vertex:
             if operation.get("done") is True or not name:
                 return
             yield from perform(Sleep(seconds=OPERATION_POLL_S))
-            request = self.calls.request("GET", f"/{self.version}/{name}")
+            request = self.calls.request("GET", f"/{self.places.version}/{name}")
             operation = yield from self.calls.json(what, request)
         raise ProviderUnavailableError(f"{what}: accepted, but not done after a minute")
 
@@ -302,7 +252,7 @@ class Vertex:
         self, path: Path, *, display_name: str, mime_type: str = ""
     ) -> Flow[RemoteFile]:
         """Copies a local file into the staging folder."""
-        folder = self._folder(f"{display_name} {secrets.token_hex(8)}")
+        folder = self.places.folder(f"{display_name} {secrets.token_hex(8)}")
         uri = f"{folder}/{path.name}"
         yield from self._put(uri, path)
         return RemoteFile(
@@ -316,26 +266,24 @@ class Vertex:
     def get_file(self, name: str) -> Flow[RemoteFile]:
         """What Cloud Storage knows of an object."""
         storage = self.open_storage()
-        found = yield from perform(Work(call=lambda: storage.look_at(_object_name(name))))
+        found = yield from perform(Work(call=lambda: storage.look_at(object_name(name))))
         return RemoteFile(name=found.uri, size_bytes=found.size_bytes, state="active")
 
     def delete_file(self, name: str) -> Flow[None]:
         """Removes an object."""
         storage = self.open_storage()
-        yield from perform(Work(call=lambda: storage.delete([_object_name(name)])))
+        yield from perform(Work(call=lambda: storage.delete([object_name(name)])))
 
     def list_files(self) -> Flow[None]:
         """Emits every object of the staging folder."""
-        if self.staging is None:
-            self._folder("")
-        storage, staging = self.open_storage(), self.staging or ""
+        storage, staging = self.open_storage(), self.places.root
         for entry in (yield from perform(Work(call=lambda: storage.list(staging)))):
             file = RemoteFile(name=entry.uri, size_bytes=entry.size_bytes, state="active")
             yield from perform(Emit(value=file))
 
     def download_file(self, name: str, path: Path) -> Flow[Path]:
         """Copies an object to a local file, which appears when it is whole."""
-        uri, storage = _object_name(name), self.open_storage()
+        uri, storage = object_name(name), self.open_storage()
         part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
         def copy() -> None:
@@ -376,7 +324,7 @@ class Vertex:
         if options.dims is not None:
             body["parameters"] = {"outputDimensionality": options.dims}
         request = self.calls.request(
-            "POST", f"{self._publisher(options.model.name)}:predict", body=body
+            "POST", f"{self.places.publisher(options.model.name)}:predict", body=body
         )
         answer = yield from self.calls.json(what, request)
         found = [entry.get("embeddings") for entry in answer.get("predictions") or ()]
@@ -386,7 +334,7 @@ class Vertex:
         self, texts: Sequence[str], options: EmbedOptions
     ) -> Flow[list[ContentEmbedding]]:
         what = f"embedding {len(texts)} texts"
-        path = self._publisher(options.model.name)
+        path = self.places.publisher(options.model.name)
         if len(texts) == 1:
             body = options.vertex_request(texts[0])
             request = self.calls.request("POST", f"{path}:embedContent", body=body)
@@ -400,7 +348,9 @@ class Vertex:
     def count_tokens(self, texts: Sequence[str], model: str) -> Flow[int]:
         """Tokens of the texts, together."""
         body = {"contents": [{"role": "user", "parts": [{"text": text}]} for text in texts]}
-        request = self.calls.request("POST", f"{self._publisher(model)}:countTokens", body=body)
+        request = self.calls.request(
+            "POST", f"{self.places.publisher(model)}:countTokens", body=body
+        )
         answer = yield from self.calls.json("counting tokens", request)
         return integer(answer.get("totalTokens"))
 
@@ -410,7 +360,7 @@ class Vertex:
         while True:
             request = self.calls.request(
                 "GET",
-                f"/{self.version}/publishers/google/models",
+                f"/{self.places.version}/publishers/google/models",
                 query={"pageSize": PAGE_SIZE, "pageToken": token},
             )
             page = yield from self.calls.json("listing models", request)
@@ -419,9 +369,3 @@ class Vertex:
             token = str(page.get("nextPageToken") or "")
             if not token:
                 return
-
-
-def _object_name(name: str) -> str:
-    if not name.startswith("gs://"):
-        raise InvalidRequestError(f"{name}: {_NO_FILES}")
-    return name
