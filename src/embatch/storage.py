@@ -3,11 +3,13 @@
 Everything blocks; an event loop runs it in a thread. Reads go on where they broke off.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import obstore
 from obstore.exceptions import (
@@ -25,6 +27,7 @@ from obstore.exceptions import (
 from obstore.store import GCSStore
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import GCSCredential
 
 from embatch.errors import (
@@ -48,8 +51,19 @@ WHOLE: Final = timedelta(hours=6)
 """Longest single request, body included."""
 RETRIES: Final = 6
 
-Token = Callable[[], tuple[str, datetime | None]]
-"""Gives a bearer token and when it ends."""
+T = TypeVar("T")
+
+
+class TokenSource(Protocol):
+    """Gives bearer tokens."""
+
+    def token(self) -> tuple[str, datetime | None]:
+        """A token and when it ends."""
+        ...
+
+    def renew(self) -> object:
+        """Gets another token, after this one was refused."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +99,9 @@ def _translated(error: BaseError, uri: str) -> EmbatchError:
 class ObjectStorage:
     """Cloud Storage with one set of credentials. Safe to use from several threads."""
 
-    def __init__(self, *, base_url: str | None = None, token: Token | None = None) -> None:
+    def __init__(self, *, base_url: str | None = None, tokens: TokenSource | None = None) -> None:
         self._base_url = base_url
-        self._token = token
+        self._tokens = tokens
         self._stores: dict[str, GCSStore] = {}
 
     def _store(self, bucket: str) -> GCSStore:
@@ -96,100 +110,97 @@ class ObjectStorage:
         return self._stores[bucket]
 
     def _opened(self, bucket: str) -> GCSStore:
-        token, base_url = self._token, self._base_url
+        tokens, base_url = self._tokens, self._base_url
         options: dict[str, object] = {"bucket": bucket}
         if base_url is not None:
             options["base_url"] = base_url if "://" in base_url else f"http://{base_url}"
-        if token is None:
+        if tokens is None:
             options["skip_signature"] = True
         plain = str(options.get("base_url", "")).startswith("http://")
         return GCSStore(
             config=options,  # type: ignore[arg-type]  # its stub wants a literal dict
             client_options={"timeout": WHOLE, "read_timeout": SILENCE, "allow_http": plain},
             retry_config={"max_retries": RETRIES, "retry_timeout": WHOLE},
-            credential_provider=None if token is None else _Provider(token),
+            credential_provider=None if tokens is None else _Provider(tokens),
         )
+
+    def _tried(self, uri: str, call: Callable[[GCSStore, str], T]) -> T:
+        """What `call` gives for a store and a path; a token that is refused is renewed once."""
+        bucket, path = split_uri(uri)
+        try:
+            return call(self._store(bucket), path)
+        except _Unknown as error:
+            if self._tokens is None:
+                raise _translated(error, uri) from None
+        except BaseError as error:
+            raise _translated(error, uri) from None
+        self._tokens.renew()
+        self._stores.clear()
+        try:
+            return call(self._store(bucket), path)
+        except BaseError as error:
+            raise _translated(error, uri) from None
 
     def put(self, uri: str, path: Path) -> None:
         """Copies the file at `path` to `uri`, in parts of 8 MiB."""
-        bucket, key = split_uri(uri)
-        try:
-            obstore.put(
-                self._store(bucket),
-                key,
-                path,
-                chunk_size=PART_BYTES,
-                max_concurrency=PARTS_AT_ONCE,
-            )
-        except BaseError as error:
-            raise _translated(error, uri) from None
+
+        def put(store: GCSStore, key: str) -> None:
+            obstore.put(store, key, path, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+
+        self._tried(uri, put)
 
     def look_at(self, uri: str) -> StoredObject:
         """The object at `uri`; NotFoundError when there is none."""
-        bucket, key = split_uri(uri)
-        try:
-            found = obstore.head(self._store(bucket), key)
-        except BaseError as error:
-            raise _translated(error, uri) from None
-        return StoredObject(uri=uri, size_bytes=found["size"])
+        size_bytes = self._tried(uri, lambda store, key: obstore.head(store, key)["size"])
+        return StoredObject(uri=uri, size_bytes=size_bytes)
 
     def list(self, uri: str) -> Sequence[StoredObject]:
         """The objects under the folder `uri`, in the order of their names."""
-        bucket, prefix = split_uri(uri)
-        try:
-            found = [
+        bucket, _ = split_uri(uri)
+
+        def found(store: GCSStore, prefix: str) -> Sequence[StoredObject]:
+            return [
                 StoredObject(uri=f"gs://{bucket}/{entry['path']}", size_bytes=entry["size"])
-                for entries in obstore.list(self._store(bucket), prefix=prefix)
+                for entries in obstore.list(store, prefix=prefix)
                 for entry in entries
             ]
-        except BaseError as error:
-            raise _translated(error, uri) from None
-        return sorted(found, key=lambda entry: entry.uri)
+
+        return sorted(self._tried(uri, found), key=lambda entry: entry.uri)
 
     def read(self, uri: str) -> Iterator[bytes]:
         """The object's bytes in stretches of about 1 MiB. A broken stream is taken up again."""
-        bucket, key = split_uri(uri)
-        store, start, left = self._store(bucket), 0, RETRIES
+        start, left = 0, RETRIES
         while True:
             try:
-                options = {"range": {"offset": start}} if start else {}
-                answer = obstore.get(store, key, options=options)  # type: ignore[arg-type]
-                for chunk in answer.stream(CHUNK_BYTES):
+                for chunk in self._tried(uri, partial(_opened, start)):
                     start, left = start + len(chunk), RETRIES
                     yield bytes(chunk)
                 return
             except BaseError as error:
-                if start and start == self._size(store, key):
+                if start == self.look_at(uri).size_bytes:
                     return
-                known = isinstance(error, (_Missing, _Denied, _Unknown))
-                if known or left == 0:
+                if left == 0:
                     raise _translated(error, uri) from None
                 left -= 1
-
-    def _size(self, store: GCSStore, key: str) -> int | None:
-        try:
-            return obstore.head(store, key)["size"]
-        except BaseError:
-            return None
 
     def delete(self, uris: Sequence[str]) -> None:
         """Removes the objects; one that is gone already is fine."""
         for uri in uris:
-            bucket, key = split_uri(uri)
-            try:
-                obstore.delete(self._store(bucket), key)
-            except _Missing:
-                continue
-            except BaseError as error:
-                raise _translated(error, uri) from None
+            with contextlib.suppress(NotFoundError):
+                self._tried(uri, lambda store, key: obstore.delete(store, key))
+
+
+def _opened(start: int, store: GCSStore, key: str) -> Iterator[bytes]:
+    options: "GetOptions" = {"range": {"offset": start}} if start else {}
+    return obstore.get(store, key, options=options).stream(CHUNK_BYTES)
 
 
 class _Provider:
     """Hands tokens to obstore, which asks again when one ends."""
 
-    def __init__(self, token: Token) -> None:
-        self._token = token
+    def __init__(self, tokens: TokenSource) -> None:
+        self._tokens = tokens
 
     def __call__(self) -> "GCSCredential":
-        value, expires = self._token()
+        value, expires = self._tokens.token()
         return {"token": value, "expires_at": expires}

@@ -157,10 +157,9 @@ class _StorageOnce:
                 raise ConfigError(
                     "Cloud Storage needs obstore: pip install 'embatch[vertex]'"
                 ) from None
-            known, token = self._authorization, None
-            if isinstance(known, GoogleAuthorization):
-                token = known.token
-            self._storage = ObjectStorage(base_url=self._base_url, token=token)
+            known = self._authorization
+            tokens = known if isinstance(known, GoogleAuthorization) else None
+            self._storage = ObjectStorage(base_url=self._base_url, tokens=tokens)
         return self._storage
 
 

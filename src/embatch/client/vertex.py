@@ -55,6 +55,7 @@ class Vertex:
     def create(self, new: NewBatch) -> Flow[EmbedContentBatch]:
         """Stages the texts in Cloud Storage and creates the job."""
         label = new.label()
+        self.places.require_project()
         folder = self.places.folder(label.text)
         lines = build_vertex_lines(new.texts, new.options, label)
         uri = f"{folder}/input.jsonl"
@@ -69,6 +70,7 @@ class Vertex:
 
     def create_from_file(self, new: NewFileBatch) -> Flow[EmbedContentBatch]:
         """Creates a job from a JSONL file, local or in Cloud Storage already."""
+        self.places.require_project()
         folder = self.places.folder(new.label)
         uri = new.remote
         if uri is None:
