@@ -7,10 +7,12 @@ import warnings
 
 import google.auth.credentials
 import numpy as np
+import obstore
 import orjson
 import pytest
 from google import genai
 from google.genai import errors, types
+from obstore.store import GCSStore
 
 from embatch.testing.cloud import FakeCloud, Fault, expected_vector
 
@@ -42,7 +44,7 @@ def experimental():
         yield
 
 
-@pytest.fixture()
+@pytest.fixture
 def cloud():
     with FakeCloud() as running:
         yield running
@@ -55,7 +57,7 @@ def client(cloud, request):
         yield made
 
 
-@pytest.fixture()
+@pytest.fixture
 def vertex(cloud):
     options = types.HttpOptions(base_url=cloud.vertex_url)
     with genai.Client(
@@ -68,7 +70,7 @@ def vertex(cloud):
         yield made
 
 
-@pytest.fixture()
+@pytest.fixture
 def rows_file(tmp_path):
     path = tmp_path / "rows.jsonl"
     with path.open("wb") as file:
@@ -231,9 +233,6 @@ def test_its_retries_make_two_jobs(cloud):
 
 
 def put(cloud, key, body):
-    import obstore
-    from obstore.store import GCSStore
-
     store = GCSStore(
         "bucket",
         base_url=cloud.storage_url,
@@ -246,8 +245,6 @@ def put(cloud, key, body):
 
 def test_vertex_batch(cloud, vertex):
     """batches.create over gs://, get, list, delete; output found below its directory."""
-    import obstore
-
     rows = b"".join(
         orjson.dumps({"key": str(n), "request": {"content": {"parts": [{"text": text}]}}}) + b"\n"
         for n, text in enumerate(TEXTS)

@@ -10,7 +10,7 @@ from obstore.store import GCSStore
 from embatch.testing.cloud import FakeCloud, Fault
 
 
-@pytest.fixture()
+@pytest.fixture
 def cloud():
     with FakeCloud() as running:
         yield running
@@ -25,7 +25,7 @@ def open_store(cloud, token=None):
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(cloud):
     return open_store(cloud)
 

@@ -141,20 +141,20 @@ class Wire:
         return [orjson.loads(line) for line in self.lines(self.finished(texts, **asked))]
 
 
-@pytest.fixture()
+@pytest.fixture
 def cloud() -> Iterator[FakeCloud]:
     """A cloud whose clock stands."""
     with FakeCloud(manual_clock=True, seed=7) as running:
         yield running
 
 
-@pytest.fixture()
+@pytest.fixture
 def wire(cloud: FakeCloud) -> Wire:
     """A bare wire to `cloud`."""
     return Wire(cloud)
 
 
-@pytest.fixture()
+@pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
     """Waits until something is true, at most 10 seconds."""
 

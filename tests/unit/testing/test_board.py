@@ -13,7 +13,7 @@ from embatch.testing.cloud.store import Store
 KIND = FaultKind.SERVER_ERROR
 
 
-@pytest.fixture()
+@pytest.fixture
 def board(tmp_path):
     store = Store(tmp_path)
     yield FaultBoard(store, CloudClock(manual=True), seed=3)

@@ -151,7 +151,9 @@ def test_fewer_vectors(cloud, wire):
     """An interactive answer may lack vectors, with status 200."""
     cloud.add_fault(Fault("fewer_vectors", args={"count": 2}))
     asked = {"model": f"models/{'gemini-embedding-001'}", "content": {"parts": [{"text": "x"}]}}
-    reply = wire.post(f"{MODELS}/gemini-embedding-001:batchEmbedContents", {"requests": [asked] * 5})
+    reply = wire.post(
+        f"{MODELS}/gemini-embedding-001:batchEmbedContents", {"requests": [asked] * 5}
+    )
     assert len(reply.json["embeddings"]) == 3
 
 

@@ -274,20 +274,8 @@ def test_stats_missing(cloud, wire):
     assert "batchStats" not in wire.finished(["a"])["metadata"]
 
 
-def test_automatic_clock_finishes_by_itself(until):
+def test_automatic_clock_finishes_by_itself(wire, until):
     """Without a manual clock a job ends after its duration of real time."""
     with FakeCloud(job_duration_s=0.05) as cloud:
-        wire_like = cloud.jobs
-        import http.client
-        from urllib.parse import urlsplit
-
-        connection = http.client.HTTPConnection(urlsplit(cloud.url).netloc, timeout=20)
-        body = (
-            b'{"batch":{"inputConfig":{"requests":{"requests":'
-            b'[{"request":{"content":{"parts":[{"text":"a"}]}}}]}}}}'
-        )
-        path = "/v1/models/gemini-embedding-001:asyncBatchEmbedContent"
-        connection.request("POST", path, body, {"x-goog-api-key": cloud.api_key})
-        assert connection.getresponse().status == 200
-        connection.close()
-        until(lambda: wire_like()[0]["state"] == "SUCCEEDED")
+        assert type(wire)(cloud).create(["a"], inline=True).status == 200
+        until(lambda: cloud.jobs()[0]["state"] == "SUCCEEDED")

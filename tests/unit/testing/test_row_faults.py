@@ -6,7 +6,7 @@ import numpy as np
 import orjson
 import pytest
 
-from embatch.testing.cloud import Fault, expected_vector
+from embatch.testing.cloud import FakeCloud, Fault, expected_vector
 
 TEXTS = [f"text {n}" for n in range(8)]
 
@@ -105,9 +105,7 @@ def failed(rows):
 
 def test_row_error_by_marker_is_permanent(cloud, wire):
     """A row with the marker fails in every job."""
-    cloud.add_fault(
-        Fault("row_error", args={"marker": "text 2", "code": 3, "message": "bad text"})
-    )
+    cloud.add_fault(Fault("row_error", args={"marker": "text 2", "code": 3, "message": "bad text"}))
     for _ in range(2):
         assert failed(wire.results(TEXTS)) == {"k2": {"code": 3, "message": "bad text"}}
 
@@ -252,12 +250,10 @@ def test_faults_strike_inline_results_too(cloud, wire):
     assert [row["metadata"]["key"] for row in rows if "error" in row] == ["k0"]
 
 
-def test_the_same_seed_spoils_the_same_rows(tmp_path, wire, cloud):
+def test_the_same_seed_spoils_the_same_rows(wire, cloud):
     """Chosen rows depend on the seed and the job, not on chance."""
     cloud.add_fault(Fault("missing_rows", args={"count": 3}, id="m"))
     first = keys(wire.results(TEXTS))
-    from embatch.testing.cloud import FakeCloud
-
     with FakeCloud(manual_clock=True, seed=7) as again:
         again.add_fault(Fault("missing_rows", args={"count": 3}, id="m"))
         assert keys(type(wire)(again).results(TEXTS)) == first

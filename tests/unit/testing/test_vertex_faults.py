@@ -51,7 +51,7 @@ class Vertex:
         return [orjson.loads(line) for lines in self.outputs(job).values() for line in lines]
 
 
-@pytest.fixture()
+@pytest.fixture
 def vertex(wire):
     return Vertex(wire)
 

@@ -220,3 +220,12 @@ def field_of(body: Any, camel: str, default: Any = None) -> Any:
     if value is None:
         value = body.get(re.sub(r"([A-Z])", lambda caught: "_" + caught[1].lower(), camel))
     return default if value is None else value
+
+
+def objects_of(body: Any, camel: str) -> list[dict[str, Any]]:
+    """A field that is a list of objects (one object stands for itself). ApiError 400 otherwise."""
+    value = field_of(body, camel, [])
+    listed = [value] if isinstance(value, dict) else value
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise ApiError(400, f"{camel}: a list of messages is required.")
+    return listed

@@ -47,7 +47,7 @@ def check_new_name(core: Core, name: str | None) -> str:
     if not name:
         number = core.store.next_number("file")
         return made_id(core.settings.seed, "file", number, FILE_ID_CHARS)
-    file_id = name.removeprefix("files/")
+    file_id = str(name).removeprefix("files/")
     if not _ID.match(file_id):
         raise ApiError(400, "file.name: up to 40 characters a-z, 0-9 and inner dashes.")
     if core.store.get("file", file_id) is not None:

@@ -2,7 +2,14 @@
 
 from typing import Any, Final
 
-from embatch.testing.cloud.answers import Answer, ApiError, Request, field_of, json_answer
+from embatch.testing.cloud.answers import (
+    Answer,
+    ApiError,
+    Request,
+    field_of,
+    json_answer,
+    objects_of,
+)
 from embatch.testing.cloud.core import VERSION, Core, route
 from embatch.testing.cloud.embeds import card_for, embed_now, usage_of
 from embatch.testing.cloud.models import MODELS, ModelCard, count_tokens
@@ -55,7 +62,7 @@ def _embed_one(core: Core, request: Request) -> Answer:
 
 def _embed_many(core: Core, request: Request) -> Answer:
     card = card_for(core, request.names["model"], "batchEmbedContents", api="gemini")
-    requests = field_of(request.json(), "requests", [])
+    requests = objects_of(request.json(), "requests")
     if not requests:
         raise ApiError(400, "* BatchEmbedContentsRequest.requests: requests is not specified\n")
     if len(requests) > MOST_CONTENTS:
@@ -77,11 +84,9 @@ def _count_tokens(core: Core, request: Request) -> Answer:
     if card is None or not card.on_gemini:
         raise ApiError(404, f"models/{model} is not found for API version v1beta.")
     body = request.json()
-    contents = field_of(body, "contents") or field_of(
-        field_of(body, "generateContentRequest"), "contents", []
+    contents = objects_of(body, "contents") or objects_of(
+        field_of(body, "generateContentRequest"), "contents"
     )
-    if isinstance(contents, dict):
-        contents = [contents]
     total = sum(count_tokens(content_text(content)) for content in contents)
     details = [{"modality": "TEXT", "tokenCount": total}]
     return json_answer({"totalTokens": total, "promptTokensDetails": details})

@@ -15,7 +15,7 @@ from embatch.testing.cloud.faults import Facts, FaultKind
 from embatch.testing.cloud.outcomes import Outcome, outcome_of
 from embatch.testing.cloud.outputs import write_output
 from embatch.testing.cloud.quota import check_ceilings
-from embatch.testing.cloud.results import Tally
+from embatch.testing.cloud.results import StoppedError, Tally
 from embatch.testing.cloud.spoil import RESULT_KINDS, Spoiler
 from embatch.testing.cloud.store import Doc
 from embatch.testing.cloud.words import JOB_ID_CHARS, made_id
@@ -239,7 +239,10 @@ class Jobs:
             core.store.put("job", job["name"], job)
         tally, output, spoiler = Tally(failed=0), None, None
         if outcome.has_output:
-            tally, output, spoiler = write_output(core, job, outcome)
+            try:
+                tally, output, spoiler = write_output(core, job, outcome)
+            except StoppedError:
+                return
         self._close(job, outcome, tally, output, spoiler)
 
     def _sticks(self, job: Doc) -> bool:

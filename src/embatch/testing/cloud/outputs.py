@@ -39,6 +39,7 @@ def write_output(core: Core, job: Doc, outcome: Outcome) -> tuple[Tally, list[st
         spoiler=spoiler,
         foreign_keys=lambda count: _keys_of_others(core, job, count),
         served=int(job["rows"] * outcome.share),
+        stopping=core.stopping,
         cancelled_rows=outcome.cancelled_rows,
         dims_ignored=dims_ignored,
     )

@@ -2,7 +2,14 @@
 
 from typing import Any, Final
 
-from embatch.testing.cloud.answers import Answer, ApiError, Request, field_of, json_answer
+from embatch.testing.cloud.answers import (
+    Answer,
+    ApiError,
+    Request,
+    field_of,
+    json_answer,
+    objects_of,
+)
 from embatch.testing.cloud.core import VERSION, Core, route
 from embatch.testing.cloud.embeds import EmbeddedRow, card_for, embed_now, usage_of
 from embatch.testing.cloud.gemini import MOST_CONTENTS
@@ -28,7 +35,7 @@ def _check_length(rows: list[RowRequest], card: ModelCard, *, cut: bool) -> None
 def _predict(core: Core, request: Request) -> Answer:
     card = _card(core, request, "predict")
     body = request.json()
-    instances = field_of(body, "instances", [])
+    instances = objects_of(body, "instances")
     parameters = field_of(body, "parameters", {})
     if not card.legacy and (card.name != "gemini-embedding-001" or len(instances) != 1):
         raise ApiError(400, f"{card.name} takes one instance for :predict, or :embedContent.")
@@ -83,7 +90,7 @@ def _embed_one(core: Core, request: Request) -> Answer:
 def _embed_many(core: Core, request: Request) -> Answer:
     card = _card(core, request, "batchEmbedContents")
     _gemini_only(card)
-    requests = field_of(request.json(), "requests", [])
+    requests = objects_of(request.json(), "requests")
     if not 1 <= len(requests) <= MOST_CONTENTS:
         raise ApiError(400, "Between 1 and 100 requests can be in one batch.")
     rows = embed_now(core, [_read(one, card) for one in requests], card)
@@ -93,11 +100,8 @@ def _embed_many(core: Core, request: Request) -> Answer:
 def _count(core: Core, request: Request) -> Answer:
     _card(core, request, "countTokens")
     body = request.json()
-    contents = field_of(body, "contents", [])
-    if isinstance(contents, dict):
-        contents = [contents]
-    texts = [content_text(content) for content in contents]
-    texts += [str(instance.get("content", "")) for instance in field_of(body, "instances", [])]
+    texts = [content_text(content) for content in objects_of(body, "contents")]
+    texts += [str(instance.get("content", "")) for instance in objects_of(body, "instances")]
     total = sum(count_tokens(text) for text in texts)
     characters = sum(len("".join(text.split())) for text in texts)
     return json_answer({"totalTokens": total, "totalBillableCharacters": characters})

@@ -1,5 +1,6 @@
 """Writes what a job answers, row by row, fast enough for millions and in constant memory."""
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,10 @@ from embatch.testing.cloud.vectors import row_seed, text_digest, write_vectors
 
 _BLOCK_ROWS: Final = 512
 _K = FaultKind
+
+
+class StoppedError(Exception):
+    """The cloud stops; the job's answer is written anew at the next start."""
 
 
 @dataclass(slots=True)
@@ -57,6 +62,8 @@ class ResultWriter:
     """Keys of another job, for the fault that mixes them in."""
     served: int
     """Rows served before the job ended; the rest is cancelled or left out."""
+    stopping: threading.Event
+    """Set when the cloud stops; `write` then raises `StoppedError`."""
     cancelled_rows: bool = False
     """Rows not served stand there with code 1."""
     dims_ignored: bool = False
@@ -67,6 +74,8 @@ class ResultWriter:
         charged text into `digests`, 32 bytes a row."""
         swapped = self._swapped_seeds()
         for number, block in enumerate(self._blocks()):
+            if self.stopping.is_set():
+                raise StoppedError
             self._embed(block, swapped)
             lines: list[bytes] = []
             for row in block:

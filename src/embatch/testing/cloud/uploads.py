@@ -60,8 +60,8 @@ def _begin(core: Core, request: Request) -> Answer:
             "name": name,
             "declared": None if declared is None else int(declared),
             "mime_type": request.headers.get("X-Goog-Upload-Header-Content-Type")
-            or field_of(asked, "mimeType", ""),
-            "display_name": field_of(asked, "displayName", ""),
+            or str(field_of(asked, "mimeType", "")),
+            "display_name": str(field_of(asked, "displayName", "")),
             "state": "active",
             "file": None,
         },
@@ -229,8 +229,8 @@ def _multipart(core: Core, request: Request) -> Answer:
         core,
         check_new_name(core, field_of(wanted, "name")),
         body,
-        mime_type=field_of(wanted, "mimeType") or mime_type,
-        display_name=field_of(wanted, "displayName", ""),
+        mime_type=str(field_of(wanted, "mimeType", mime_type)),
+        display_name=str(field_of(wanted, "displayName", "")),
         sha256=sha256,
     )
     return json_answer({"file": file_json(core, doc)})
