@@ -1,10 +1,13 @@
 """The bill, and what survives a restart."""
 
 import hashlib
+import threading
 
 import numpy as np
 
 from embatch.testing.cloud import Bill, FakeCloud, Fault, expected_vector
+from embatch.testing.cloud.bill import Ledger
+from embatch.testing.cloud.store import Store
 
 
 def test_batch_rows_are_billed_by_text_and_job(wire, cloud):
@@ -98,3 +101,17 @@ def test_settled_values_equal_the_interactive_ones(wire):
     (row,) = wire.results(["same"], dims=256)
     values = np.array(row["response"]["embedding"]["values"], dtype=np.float32)
     assert np.array_equal(values, expected_vector("same", dims=256))
+
+
+def test_charging_goes_on_where_it_was_cut_off(tmp_path):
+    """A job charged half way before a kill is not charged twice for that half."""
+    store = Store(tmp_path)
+    ledger = Ledger(store)
+    texts = [hashlib.sha256(b"%d" % n).digest() for n in range(5000)]
+    digests = tmp_path / "digests"
+    digests.write_bytes(b"".join(texts[:2000]))
+    ledger.charge_batch("batches/x", "m", digests, threading.Event())
+    digests.write_bytes(b"".join(texts))
+    ledger.charge_batch("batches/x", "m", digests, threading.Event())
+    assert (ledger.bill().rows, ledger.bill().rows_billed_twice) == (5000, 0)
+    store.close()

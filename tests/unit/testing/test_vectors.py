@@ -3,15 +3,17 @@
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embatch.testing.cloud import count_tokens, expected_vector, expected_vectors
 from embatch.testing.cloud.vectors import make_vectors, write_vectors
 
+NO_DEADLINE = settings(deadline=None)  # a table of points is made at its first use
 MODEL_1, MODEL_2 = "gemini-embedding-001", "gemini-embedding-2"
 
 
+@NO_DEADLINE
 @given(
     seeds=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4),
     dims=st.integers(1, 400),
@@ -25,6 +27,7 @@ def test_written_vectors_parse_to_the_made_ones(seeds, dims, model):
     np.testing.assert_array_equal(np.array(parsed, dtype=np.float64).astype(np.float32), made)
 
 
+@NO_DEADLINE
 @given(st.text(min_size=1), st.sampled_from([128, 256, 768, 1536, 3071]))
 def test_001_below_full_dims_is_the_bare_prefix(text, dims):
     """gemini-embedding-001 cuts its full vector and does not normalise."""
@@ -34,6 +37,7 @@ def test_001_below_full_dims_is_the_bare_prefix(text, dims):
     assert np.linalg.norm(full[:768]) == pytest.approx(0.5, abs=1e-6)
 
 
+@NO_DEADLINE
 @given(st.text(min_size=1), st.sampled_from([128, 255, 768, 3072]))
 def test_2_is_unit_length_at_every_dims(text, dims):
     """gemini-embedding-2 normalises what it cuts."""
@@ -52,6 +56,7 @@ def test_task_and_title_change_the_vector_of_001_only():
     assert len(set(twos)) == 1
 
 
+@NO_DEADLINE
 @given(st.lists(st.text(max_size=30), min_size=2, max_size=6, unique=True))
 def test_different_texts_are_far_apart(texts):
     """No two texts share a vector, or come near one another."""
@@ -72,6 +77,7 @@ def test_texts_are_cut_at_the_models_limit():
     )
 
 
+@NO_DEADLINE
 @given(st.text())
 def test_tokens_never_exceed_the_utf8_bytes(text):
     """A token is up to four bytes; an empty text counts one."""

@@ -1,10 +1,17 @@
 """The bill: what was embedded for money, by text, by job and by call."""
 
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from embatch.testing.cloud.store import Store
+
+_DIGEST_BYTES: Final = 32
+_SLICE_ROWS: Final = 2000
+_PAUSE_S: Final = 0.001
+"""Between slices, for those who wait for the store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +68,21 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def charge_batch(self, digests: Iterable[bytes], model: str) -> None:
-        """Charges one batch row for each text digest."""
-        self._charge(digests, model, batch=1, interactive=0)
+    def charge_batch(self, job: str, model: str, digests: Path, stopping: threading.Event) -> None:
+        """Charges a job's rows: `digests` holds the SHA-256 of their texts, one after another.
+
+        It goes in slices, so that others are served meanwhile. A slice and how far the job is
+        charged are one step: after a kill it goes on where it was.
+        """
+        with digests.open("rb", buffering=1 << 20) as file:
+            file.seek(self._store.count_of("charged", job) * _DIGEST_BYTES)
+            while piece := file.read(_SLICE_ROWS * _DIGEST_BYTES):
+                ends = range(_DIGEST_BYTES, len(piece) + 1, _DIGEST_BYTES)
+                with self._store.transaction():
+                    slice_ = (piece[end - _DIGEST_BYTES : end] for end in ends)
+                    self._charge(slice_, model, batch=1, interactive=0)
+                    self._store.count("charged", job, len(ends))
+                stopping.wait(_PAUSE_S)
 
     def charge_job(self, name: str, display_name: str, *, rows: int, tokens: int) -> None:
         """Closes a job's account."""

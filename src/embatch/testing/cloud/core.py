@@ -250,6 +250,7 @@ class _ProxyPageError(ApiError):
         super().__init__(code, "")
 
     def answer(self) -> Answer:
+        """The page."""
         page = f"<html><head><title>{self.code}</title></head><body>Server Error</body></html>"
         return Answer(self.code, {"Content-Type": "text/html; charset=UTF-8"}, [page.encode()])
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from embatch.testing.cloud.answers import ApiError
-from embatch.testing.cloud.bill import Ledger
 from embatch.testing.cloud.core import Core
 from embatch.testing.cloud.faults import Facts, FaultKind
 from embatch.testing.cloud.outcomes import Outcome, outcome_of
@@ -24,7 +23,6 @@ EXPIRY_S: Final = {"gemini": 48 * 3600.0, "vertex": 72 * 3600.0}
 """A job that waited or ran this long is EXPIRED."""
 _STARTS_AT: Final = 0.2
 """Share of a job's time after which it is RUNNING."""
-_DIGEST_BYTES: Final = 32
 _K = FaultKind
 
 
@@ -270,6 +268,9 @@ class Jobs:
         if state == "SUCCEEDED" and tally.failed and job["api"] == "vertex":
             partial = core.board.strike(_K.JOB_PARTIAL, facts_of(job))
             state = "PARTIALLY_SUCCEEDED" if partial else state
+        if tally.succeeded:
+            digests = core.store.folder / "jobs" / job["id"] / "digests"
+            core.ledger.charge_batch(name, job["model"], digests, core.stopping)
         with core.store.transaction():
             current = self.get(name)
             if current is None or current["state"] is not None:
@@ -286,20 +287,13 @@ class Jobs:
             )
             core.store.put("job", name, current)
             if tally.succeeded:
-                self._charge(core.ledger, current, tally)
+                core.ledger.charge_job(
+                    name, job["display_name"], rows=tally.succeeded, tokens=tally.tokens
+                )
             for what, digest in spoiler.seen if spoiler else ():
                 core.store.count(what, digest)
         if current.get("deleted"):
             self._forget(current)
-
-    def _charge(self, ledger: Ledger, job: Doc, tally: Tally) -> None:
-        path = self._core.store.folder / "jobs" / job["id"] / "digests"
-        with path.open("rb", buffering=1 << 20) as file:
-            ledger.charge_batch(iter(lambda: file.read(_DIGEST_BYTES), b""), job["model"])
-        path.unlink()
-        ledger.charge_job(
-            job["name"], job["display_name"], rows=tally.succeeded, tokens=tally.tokens
-        )
 
     # Who sees to it.
 
