@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email.message import Message
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 from urllib.parse import parse_qsl, unquote
@@ -212,13 +213,18 @@ def file_answer(
     return answer
 
 
+@cache
+def _snake(camel: str) -> str:
+    return re.sub(r"([A-Z])", lambda caught: "_" + caught[1].lower(), camel)
+
+
 def field_of(body: Any, camel: str, default: Any = None) -> Any:
     """A field of a JSON object under its camelCase or snake_case name; null counts as absent."""
     if not isinstance(body, dict):
         return default
     value = body.get(camel)
     if value is None:
-        value = body.get(re.sub(r"([A-Z])", lambda caught: "_" + caught[1].lower(), camel))
+        value = body.get(_snake(camel))
     return default if value is None else value
 
 

@@ -143,7 +143,7 @@ class ResultWriter:
             return status_of(3, "content is empty", details=False)
         if row.truncated and self.spoiler.has(_K.OVER_LONG_REFUSED):
             return status_of(3, "The input is longer than the model reads.", details=False)
-        fault = self.spoiler.row_error(row.at)
+        fault = self.spoiler.row_error(row.at) if self.spoiler.touches_rows else None
         if fault is None:
             return None
         code, message = int(fault.arg("code")), fault.arg("message")
@@ -185,6 +185,9 @@ class ResultWriter:
 
     def _lines(self, row: _Row) -> Iterator[bytes]:
         spoiler = self.spoiler
+        if not spoiler.touches_rows:
+            yield self._line(row)
+            return
         if spoiler.taken(_K.MISSING_ROWS, row.at):
             return
         line = self._line(row)
@@ -200,13 +203,13 @@ class ResultWriter:
         yield self._line(row)
 
     def _line(self, row: _Row) -> bytes:
-        dialect = self.dialect
-        echo = b"" if self.spoiler.has(_K.METADATA_MISSING) else dialect.echo(row.line)
+        dialect, spoiler = self.dialect, self.spoiler
+        echo = b"" if spoiler.keyless else dialect.echo(row.line)
         if row.error is not None:
             body = dialect.failure(row.line, row.error)
         else:
-            gone = self.spoiler.taken(_K.NULL_VECTOR, row.at)
-            tokens = None if self.spoiler.has(_K.USAGE_MISSING) else row.tokens
+            gone = spoiler.taken(_K.NULL_VECTOR, row.at) if spoiler.touches_rows else None
+            tokens = None if spoiler.tokenless else row.tokens
             shape = gone.arg("shape") if gone else None
             body = dialect.success(row.line, row.values, tokens, shape, row.truncated)
         # The order of fields varies, as it does on the wire.

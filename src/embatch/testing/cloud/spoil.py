@@ -110,6 +110,9 @@ class Spoiler:
                 self._chosen.setdefault(fault.kind, []).append(chosen)
         self.seen: list[tuple[str, str]] = []
         """Failures of transient row errors, to be counted when the job is closed."""
+        self.keyless = _K.METADATA_MISSING in self.plain
+        self.tokenless = _K.USAGE_MISSING in self.plain
+        self.touches_rows = bool(self._chosen)
         self.touches_values = any(
             kind in self._chosen for kind in (*_VALUE_KINDS, _K.WRONG_DIMS, _K.NULL_VECTOR)
         )
