@@ -51,6 +51,9 @@ WHOLE: Final = timedelta(hours=6)
 """Longest single request, body included."""
 RETRIES: Final = 6
 
+_FAILURES: Final = (BaseError, OSError)
+"""obstore raises Python's own FileNotFoundError and PermissionError beside its errors."""
+
 T = TypeVar("T")
 
 
@@ -83,11 +86,11 @@ def split_uri(uri: str) -> tuple[str, str]:
     return bucket, path.strip("/")
 
 
-def _translated(error: BaseError, uri: str) -> EmbatchError:
+def _translated(error: Exception, uri: str) -> EmbatchError:
     match error:
-        case _Missing():
+        case _Missing() | FileNotFoundError():
             return NotFoundError(f"there is no {uri}")
-        case _Denied():
+        case _Denied() | PermissionError():
             return PermissionDeniedError(
                 f"the credentials may not use {uri}: grant them Storage Object Admin on its bucket"
             )
@@ -132,13 +135,13 @@ class ObjectStorage:
         except _Unknown as error:
             if self._tokens is None:
                 raise _translated(error, uri) from None
-        except BaseError as error:
+        except _FAILURES as error:
             raise _translated(error, uri) from None
         self._tokens.renew()
         self._stores.clear()
         try:
             return call(self._store(bucket), path)
-        except BaseError as error:
+        except _FAILURES as error:
             raise _translated(error, uri) from None
 
     def put(self, uri: str, path: Path) -> None:
@@ -176,7 +179,7 @@ class ObjectStorage:
                     start, left = start + len(chunk), RETRIES
                     yield bytes(chunk)
                 return
-            except BaseError as error:
+            except _FAILURES as error:
                 if start == self.look_at(uri).size_bytes:
                     return
                 if left == 0:
@@ -191,7 +194,7 @@ class ObjectStorage:
 
 
 def _opened(start: int, store: GCSStore, key: str) -> Iterator[bytes]:
-    options: "GetOptions" = {"range": {"offset": start}} if start else {}
+    options: GetOptions = {"range": {"offset": start}} if start else {}
     return obstore.get(store, key, options=options).stream(CHUNK_BYTES)
 
 

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -321,13 +322,12 @@ def read_blocks(
 ) -> Iterator[ResultBlock]:
     """The rows of a result file given in pieces, as blocks of float32, in constant memory."""
     cutter, builder = LineCutter(), BlockBuilder(dims=dims, block_rows=block_rows)
-    for chunk in chunks:
-        for line in cutter.feed(chunk):
-            full = builder.add(line)
-            if full is not None:
-                yield full.block
-    for line in cutter.finish():
-        builder.add(line)
+    fed = (cutter.feed(chunk) for chunk in chunks)
+    ended = (cutter.finish() for _ in range(1))
+    for line in chain.from_iterable(chain(fed, ended)):
+        full = builder.add(line)
+        if full is not None:
+            yield full.block
     last = builder.finish()
     if last is not None:
         yield last.block

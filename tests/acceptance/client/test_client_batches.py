@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,12 +18,14 @@ from embatch.errors import (
     NotFoundError,
 )
 from embatch.testing.cloud import expected_vectors
-from embatch.types.batch import EmbedContentBatch
 from embatch.types.embedding import ContentEmbedding, RowError
 from embatch.types.label import Label
 from embatch.types.state import JobState
 
-TEXTS = [f"text number {i} — ü\n\t\u2028 \"quoted\" \\ {{}}" for i in range(7)]
+if TYPE_CHECKING:
+    from embatch.types.batch import EmbedContentBatch
+
+TEXTS = [f'text number {i} — ü\n\t\u2028 "quoted" \\ {{}}' for i in range(7)]
 
 
 def test_submission_gives_the_batch_at_once(case: Any) -> None:
@@ -51,9 +53,7 @@ def test_display_name_is_required(case: Any, display_name: dict[str, str]) -> No
 def test_dimensions_have_bounds(case: Any, dims: Any) -> None:
     """Dimensions outside 128..3072 are refused before anything is sent."""
     with pytest.raises(InvalidRequestError, match="output_dimensionality"):
-        case.client.async_batch_embed_contents(
-            TEXTS, display_name="x", output_dimensionality=dims
-        )
+        case.client.async_batch_embed_contents(TEXTS, display_name="x", output_dimensionality=dims)
 
 
 def test_status_tells_all(case: Any) -> None:
@@ -114,7 +114,8 @@ if asked.pop("token", None):
     asked["credentials"] = Credentials(token=sys.argv[3])
 with Client(**asked) as client:
     found = client.get_batch_embeddings(sys.argv[2], keys=json.loads(sys.argv[4]))
-print(json.dumps({"aligned": found.aligned, "keys": found.keys, "vectors": found.to_numpy().tolist()}))
+said = {"aligned": found.aligned, "keys": found.keys}
+print(json.dumps({**said, "vectors": found.to_numpy().tolist()}))
 """
 
 
@@ -133,9 +134,9 @@ def test_another_process_reads_by_name_alone(case: Any) -> None:
             "base_url": case.cloud.vertex_url,
             "storage_base_url": case.cloud.storage_url,
         }
+    token = case.cloud.access_token
     done = subprocess.run(
-        [sys.executable, "-c", _READER, json.dumps(asked), batch.name]
-        + [case.cloud.access_token, json.dumps(keys)],
+        [sys.executable, "-c", _READER, json.dumps(asked), batch.name, token, json.dumps(keys)],
         capture_output=True,
         text=True,
         check=True,
@@ -359,7 +360,12 @@ def test_empty_texts_fail_alone(case: Any) -> None:
 
 @pytest.mark.parametrize(
     ("texts", "said"),
-    [("one string", "list of strings"), ([], "empty"), (["a", 3], r"texts\[1\]"), (["\ud800"], "surrogate")],
+    [
+        ("one string", "list of strings"),
+        ([], "empty"),
+        (["a", 3], r"texts\[1\]"),
+        (["\ud800"], "surrogate"),
+    ],
 )
 def test_texts_are_checked(case: Any, texts: Any, said: str) -> None:
     """What is no text is refused by its place before anything is sent."""

@@ -149,7 +149,9 @@ def test_creates_without_a_hint_are_not_hammered(case: Any) -> None:
 def test_waits_longer_than_patience_go_to_the_caller(case: Any) -> None:
     """A service that asks for hours gets none."""
     made = case.client.async_batch_embed_contents(TEXTS, display_name="x")
-    case.fault("rate_limited", retry_delay_s=68408.0, hints="minute", match={"route": case.route("get")})
+    case.fault(
+        "rate_limited", retry_delay_s=68408.0, hints="minute", match={"route": case.route("get")}
+    )
     with pytest.raises(RateLimitError) as caught:
         case.client.get_batch_status(made.name)
     assert caught.value.retry_after_s == 68408.0
