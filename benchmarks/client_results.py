@@ -1,0 +1,239 @@
+"""Reading batch results to float32: embatch, google-genai's way, and orjson; and to Parquet.
+
+    python benchmarks/client_results.py
+
+Each route runs in a process of its own, rounds interleaved, medians reported; peak memory is the
+process's. google-genai's way: its own inline path is `client.batches.get()` into its types; for
+files it downloads bytes, and its users parse lines with json into its types.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROUNDS = 5
+PIECE_BYTES = 1 << 16
+SIZES = ((10_000, 768), (10_000, 3072))
+PARQUET_BYTES = 1 << 30
+
+
+def write_results(path: Path, rows: int, dims: int) -> None:
+    """A result file as the Gemini API writes it."""
+    values = np.random.default_rng(0).normal(scale=0.02, size=(64, dims)).astype(np.float32)
+    arrays = [json.dumps([float(str(value)) for value in row]) for row in values]
+    with path.open("w") as file:
+        for row in range(rows):
+            usage = f'"usageMetadata":{{"promptTokenCount":{row % 90}}}'
+            response = f'{{"embedding":{{"values":{arrays[row % 64]}}},{usage}}}'
+            file.write(f'{{"key":"9deb9595d13a:{row}","response":{response}}}\n')
+
+
+def write_inline(path: Path, rows: int, dims: int) -> None:
+    """A finished inline batch's document, every vector twice."""
+    values = np.random.default_rng(0).normal(scale=0.02, size=(64, dims)).astype(np.float32)
+    arrays = [json.dumps([float(str(value)) for value in row]) for row in values]
+    listed = ",".join(
+        f'{{"metadata":{{"key":"9deb9595d13a:{row}"}},'
+        f'"response":{{"embedding":{{"values":{arrays[row % 64]}}}}}}}'
+        for row in range(rows)
+    )
+    output = f'{{"inlinedResponses":{{"inlinedResponses":[{listed}]}}}}'
+    metadata = (
+        '{"model":"models/gemini-embedding-001","displayName":"x",'
+        f'"state":"BATCH_STATE_SUCCEEDED","output":{output}}}'
+    )
+    path.write_text(f'{{"name":"batches/x","done":true,"metadata":{metadata},"response":{output}}}')
+
+
+def _pieces(path: Path) -> Any:
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
+
+
+def embatch_file(path: Path) -> np.ndarray:
+    """embatch: the stream to blocks, the blocks to one matrix."""
+    from embatch.client.results import read_blocks
+
+    return np.concatenate([block.vectors for block in read_blocks(_pieces(path))])
+
+
+def embatch_stream(path: Path) -> int:
+    """embatch: the stream to blocks, each dropped after use."""
+    from embatch.client.results import read_blocks
+
+    return sum(len(block.keys) for block in read_blocks(_pieces(path)))
+
+
+def orjson_file(path: Path) -> np.ndarray:
+    """orjson by line."""
+    import orjson
+
+    with path.open("rb") as file:
+        rows = [orjson.loads(line)["response"]["embedding"]["values"] for line in file]
+    return np.array(rows, dtype=np.float32)
+
+
+def genai_file(path: Path) -> np.ndarray:
+    """google-genai: the download's bytes, json by line, its types, then numpy."""
+    from google.genai import types
+
+    content = path.read_bytes()
+    rows = []
+    for line in content.splitlines():
+        response = json.loads(line)["response"]["embedding"]
+        rows.append(types.ContentEmbedding.model_validate(response).values)
+    return np.array(rows, dtype=np.float32)
+
+
+def embatch_inline(path: Path) -> np.ndarray:
+    """embatch: rows cut out of the document as it streams by."""
+    from embatch.client.cutter import DocumentCutter
+    from embatch.client.results import BlockBuilder
+
+    cutter, builder = DocumentCutter(), BlockBuilder()
+    blocks = [builder.add(row) for piece in _pieces(path) for row in cutter.feed(piece)]
+    return np.concatenate([one.block.vectors for one in [*blocks, builder.finish()] if one])
+
+
+def orjson_inline(path: Path) -> np.ndarray:
+    """orjson: the whole document."""
+    import orjson
+
+    document = orjson.loads(path.read_bytes())
+    listed = document["response"]["inlinedResponses"]["inlinedResponses"]
+    return np.array([one["response"]["embedding"]["values"] for one in listed], dtype=np.float32)
+
+
+def genai_inline(path: Path) -> np.ndarray:
+    """google-genai: what its get() does with the body."""
+    from google.genai import types
+    from google.genai.batches import _BatchJob_from_mldev
+
+    document = json.loads(path.read_bytes())
+    mapped = _BatchJob_from_mldev(document)
+    job = types.BatchJob._from_response(response=mapped, kwargs={})  # noqa: SLF001 - what get() calls
+    listed = job.dest.inlined_embed_content_responses
+    return np.array([one.response.embedding.values for one in listed], dtype=np.float32)
+
+
+def embatch_parquet(path: Path) -> int:
+    """embatch's blocks to a FixedSizeList column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from embatch.client.results import read_blocks
+
+    writer, rows = None, 0
+    for block in read_blocks(_pieces(path)):
+        dims = block.vectors.shape[1]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(block.vectors.reshape(-1)), dims)
+        batch = pa.record_batch({"key": pa.array(block.keys), "embedding": column})
+        if writer is None:
+            writer = pq.ParquetWriter(
+                f"{path}.parquet", batch.schema, use_dictionary=False, write_statistics=False
+            )
+        writer.write_batch(batch)
+        rows += len(batch)
+    if writer is not None:
+        writer.close()
+    return rows
+
+
+def lists_parquet(path: Path) -> int:
+    """What people write: json to lists, lists to pyarrow."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with path.open() as file:
+        documents = [json.loads(line) for line in file]
+    table = pa.table(
+        {
+            "key": [one["key"] for one in documents],
+            "embedding": [one["response"]["embedding"]["values"] for one in documents],
+        }
+    )
+    pq.write_table(table, f"{path}.parquet")
+    return table.num_rows
+
+
+ROUTES = {
+    route.__name__: route
+    for route in (
+        *(embatch_file, embatch_stream, orjson_file, genai_file),
+        *(embatch_inline, orjson_inline, genai_inline, embatch_parquet, lists_parquet),
+    )
+}
+
+_CHILD = """
+import sys, time
+from pathlib import Path
+from benchmarks import client_results as bench
+route, path = bench.ROUTES[sys.argv[1]], Path(sys.argv[2])
+route(Path(sys.argv[3]))
+start = time.perf_counter()
+route(path)
+seconds = time.perf_counter() - start
+peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+print(seconds, peak)
+"""
+
+
+def _measure(routes: tuple[str, ...], path: Path, warm: Path, rounds: int) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {route: [] for route in routes}
+    peaks = dict.fromkeys(routes, 0.0)
+    for _ in range(rounds):
+        for route in routes:
+            done = subprocess.run(
+                [sys.executable, "-c", _CHILD, route, str(path), str(warm)],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            took, peak = map(float, done.stdout.split())
+            seconds[route].append(took)
+            peaks[route] = max(peaks[route], peak)
+    first = statistics.median(seconds[routes[0]])
+    return {
+        route: {
+            "seconds": round(statistics.median(seconds[route]), 3),
+            "mb_per_s": round(path.stat().st_size / 1e6 / statistics.median(seconds[route]), 1),
+            "peak_mb": round(peaks[route]),
+            "times_embatch": round(statistics.median(seconds[route]) / first, 2),
+        }
+        for route in routes
+    }
+
+
+def run(*, rounds: int = ROUNDS, parquet_bytes: int = PARQUET_BYTES) -> dict[str, Any]:
+    """All figures, by case and route; `times_embatch` is how often slower than embatch."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        warm, path = Path(folder) / "warm", Path(folder) / "rows"
+        for rows, dims in SIZES:
+            write_results(path, rows, dims)
+            write_results(warm, 2, dims)
+            routes = ("embatch_file", "embatch_stream", "orjson_file", "genai_file")
+            found[f"file {rows} x {dims}"] = _measure(routes, path, warm, rounds)
+        write_inline(path, 10_000, 768)
+        write_inline(warm, 2, 768)
+        routes = ("embatch_inline", "orjson_inline", "genai_inline")
+        found["inline 10000 x 768"] = _measure(routes, path, warm, rounds)
+        write_results(path, 2, 3072)
+        row_bytes = path.stat().st_size // 2
+        write_results(path, parquet_bytes // row_bytes, 3072)
+        write_results(warm, 2, 3072)
+        routes = ("embatch_parquet", "lists_parquet")
+        name = f"{path.stat().st_size / 1e9:.2f} GB to Parquet"
+        found[name] = _measure(routes, path, warm, min(rounds, 2))
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(), indent=2))
