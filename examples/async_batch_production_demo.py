@@ -136,7 +136,7 @@ def main() -> None:
                 matrix[keys.index(key)] = vector
             tokens += mended.total_tokens or 0
 
-        good = np.isfinite(matrix).all(axis=1)
+        good: list[bool] = np.isfinite(matrix).all(axis=1).tolist()
         stored = vectors.normalize(matrix[good])
         names = [key for key, fine in zip(keys, good, strict=True) if fine]
         np.save(folder / "vectors.npy", stored)

@@ -12,6 +12,8 @@ LISTS: Final = frozenset({b'"inlinedResponses"', b'"inlinedEmbedContentResponses
 """Names of the list of rows; services nest it in an object of the same name."""
 VECTOR: Final = b'"values"'
 
+_NOT_NUMBERS: Final = (b'"', b"[", b"{")
+
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|["{}\[\]]', re.DOTALL)
 """A whole string, the start of one that is not whole yet, or a bracket."""
 
@@ -63,10 +65,14 @@ class DocumentCutter:
         """Takes one token; False when there is none before more bytes come."""
         if self._in_vector:
             end = self._buffer.find(b"]", self._seen)
-            if end < 0:
-                self._seen = len(self._buffer)
+            stop = end if end >= 0 else len(self._buffer)
+            # What a user wrote under the same name may hold more than numbers.
+            plain = all(self._buffer.find(mark, self._seen, stop) < 0 for mark in _NOT_NUMBERS)
+            self._in_vector = plain and end < 0
+            if plain:
+                self._seen = stop
+            if self._in_vector:
                 return False
-            self._seen, self._in_vector = end, False
         found = _TOKEN.search(self._buffer, self._seen)
         if found is None:
             self._seen = len(self._buffer)
