@@ -136,7 +136,7 @@ def main() -> None:
                 matrix[keys.index(key)] = vector
             tokens += mended.total_tokens or 0
 
-        good: list[bool] = np.isfinite(matrix).all(axis=1).tolist()
+        good = ~np.isnan(matrix[:, 0])  # a failed row is NaN throughout
         stored = vectors.normalize(matrix[good])
         names = [key for key, fine in zip(keys, good, strict=True) if fine]
         np.save(folder / "vectors.npy", stored)
