@@ -71,7 +71,7 @@ class RateLimitError(EmbatchError):
 
 
 class ProviderUnavailableError(EmbatchError):
-    """The service is down, overloaded or out of reach; the call had no effect or is safe to repeat."""
+    """The service is down, overloaded or out of reach; the call is safe to repeat."""
 
 
 class BatchNotCompleteError(EmbatchError):

@@ -48,9 +48,7 @@ def cosine_similarity(a: ArrayLike, b: ArrayLike) -> Float32:
     return np.clip(normalize(left) @ normalize(right).T, -1.0, 1.0)
 
 
-def top_k(
-    matrix: ArrayLike, queries: ArrayLike, k: int = 10
-) -> tuple[NDArray[np.int64], Float32]:
+def top_k(matrix: ArrayLike, queries: ArrayLike, k: int = 10) -> tuple[NDArray[np.int64], Float32]:
     """The `k` rows of `matrix` `[n, d]` nearest to each row of `queries` `[q, d]` by cosine.
 
     Gives row numbers `[q, min(k, n)]`, best first, and their cosines in the same shape.

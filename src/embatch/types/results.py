@@ -74,9 +74,7 @@ class TextEngine(Protocol):
         """Prompt texts by task type, those the model defines; a prompt goes before the text."""
         ...
 
-    def embed(
-        self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None
-    ) -> Embedded:
+    def embed(self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None) -> Embedded:
         """Unit vectors of `texts`, in order. `dims` keeps the first values and normalises again."""
         ...
 

@@ -11,7 +11,7 @@ A batch, on its way down; what stands beside the line is where trouble leads:
                                                       ▼               ▼
                                                  split (into child batches, or into row failures)
 
-Copies (rows whose text stands elsewhere) know no provider: planned ─▶ ready ─▶ collected ─▶ published.
+Copies (rows whose text stands elsewhere) know no provider: they go from planned to ready.
 """
 
 from enum import StrEnum
@@ -169,7 +169,7 @@ RUN_TRANSITIONS: Final[dict[tuple[RunState, RunEvent], RunState]] = {
     (_R.COMPLETED_WITH_FAILURES, _V.RETRIED): _R.RUNNING,
     (_R.FAILED, _V.RESUMED): _R.PLANNING,
 }
-"""The one table of run transitions. A failed run goes back to planning, which skips what is planned."""
+"""The one table of run transitions. A failed run resumes in planning, which skips what stands."""
 
 FINAL_RUN_STATES: Final = frozenset(
     {_R.CANCELLED, _R.COMPLETED, _R.COMPLETED_WITH_FAILURES, _R.FAILED}
