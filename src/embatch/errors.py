@@ -4,6 +4,7 @@ EmbatchError
 ├── ConfigError                 set a variable, install a package, change a setting
 ├── InvalidRequestError         fix the call
 ├── InputError                  fix the data
+│   └── DuplicateKeyError       two rows bear one key: name another key column
 ├── AuthenticationError         give a valid key or token
 ├── PermissionDeniedError       ask for the right
 ├── NotFoundError               name something that exists
@@ -16,6 +17,7 @@ EmbatchError
 ├── AlignmentError              results do not belong to these inputs
 ├── BudgetExceededError         raise the budget
 ├── SpaceMismatchError          vectors of two spaces must not meet
+├── StorageError                the disk is full or refuses: free space, then start again
 └── JournalError                the database of runs refused or broke
     ├── TransitionRefusedError  the row was not in the state expected
     └── LeaseLostError          someone else works on it now
@@ -36,6 +38,10 @@ class InvalidRequestError(EmbatchError):
 
 class InputError(EmbatchError):
     """The data cannot be read as asked; the message names the file, row, key or column."""
+
+
+class DuplicateKeyError(InputError):
+    """Two rows bear the same key; the message names the key and both rows."""
 
 
 class AuthenticationError(EmbatchError):
@@ -108,6 +114,10 @@ class BudgetExceededError(EmbatchError):
 
 class SpaceMismatchError(EmbatchError):
     """Vectors of different spaces were about to be mixed; the message names the difference."""
+
+
+class StorageError(EmbatchError):
+    """A file of the run cannot be written or read back: the disk is full, broken or refuses."""
 
 
 class JournalError(EmbatchError):
