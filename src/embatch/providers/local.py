@@ -160,9 +160,10 @@ class LocalProvider:
 
     def close(self) -> None:
         """Ends the work after the slice in hand and frees the model. Safe to call twice."""
+        scheduler = self._scheduler
+        if scheduler is not None and not scheduler.stop(CLOSE_TIMEOUT_S):
+            return  # the slice in hand still needs the engine and the store
         with self._opening:
-            if self._scheduler is not None and not self._scheduler.stop(CLOSE_TIMEOUT_S):
-                return  # the slice in hand still needs the engine and the store
             if self._store is not None:
                 self._store.close()
             if self._engine is not None:

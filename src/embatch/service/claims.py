@@ -4,6 +4,7 @@ A claim is the batch's file lock, which the kernel frees when the process dies, 
 stands in the WHERE of every update: what was cancelled, deleted or taken over is not written.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -11,7 +12,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
-from embatch.errors import InputError, LeaseLostError
+from embatch.errors import InputError, JournalError, LeaseLostError, ProviderUnavailableError
 from embatch.service.batch import StoredBatch
 from embatch.service.database import Values
 from embatch.service.files import (
@@ -26,6 +27,19 @@ from embatch.service.store import BatchStore, parse_batch
 
 CLAIM_LOOKS: Final = 64
 """Batches looked at for a claim: more than there are processes to hold one each."""
+
+
+_PASSING: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EROFS}
+)
+"""What the disk or the system says when it is full, not when one batch's files are broken."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """The trouble is with the store or the disk, not with the batch: try again later."""
+    if isinstance(error, OSError):
+        return error.errno in _PASSING
+    return isinstance(error, (JournalError, ProviderUnavailableError))
 
 
 class Claim:
@@ -185,12 +199,11 @@ def _try_claim(store: BatchStore, batch_id: str, slice_items: int) -> Claim | No
         return None
     try:
         claim = _claim_locked(store, batch_id, slice_items, lock)
-    except (FileNotFoundError, InputError):
+    except BaseException as error:
         os.close(lock)
-        _fail_without_files(store, batch_id)
-        return None
-    except BaseException:
-        os.close(lock)
+        if isinstance(error, (OSError, InputError)) and not may_pass(error):
+            _fail_without_files(store, batch_id)
+            return None
         raise
     if claim is None:
         os.close(lock)

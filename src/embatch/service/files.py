@@ -70,7 +70,8 @@ class Requests:
         try:
             self._source = pa.memory_map(str(path))
         except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}): stage it again") from None
+            reason = os.strerror(error.errno or errno.EIO)
+            raise InputError(f"{path} cannot be read ({reason}): stage it again") from None
         try:
             self._reader = _open_texts(self._source)
         except pa.ArrowInvalid:
@@ -146,7 +147,7 @@ class ResultFile:
         self._vector_bytes = dims * FLOAT_BYTES
         self._dims = dims
         self._rows_at = items * self._vector_bytes
-        self._fd = os.open(path, (os.O_RDWR | os.O_CREAT) if writable else os.O_RDONLY, 0o644)
+        self._fd = os.open(path, os.O_RDWR if writable else os.O_RDONLY)
 
     def write(self, start: int, part: SliceResult) -> None:
         """Puts the slice whose first row is `start` on the disk, flushed; safe to repeat."""
@@ -215,6 +216,7 @@ def place_batch(folder: Path, requests: Path) -> None:
             shutil.copyfileobj(source, sink)
             sink.flush()
             os.fsync(sink.fileno())
+    (folder / RESULTS_FILE).touch()
     (folder / LOCK_FILE).touch()
     sync_folder(folder)
     sync_folder(folder.parent)

@@ -11,20 +11,19 @@ from typing import Final
 from embatch.errors import (
     BatchFailedError,
     EmbatchError,
-    JournalError,
     LeaseLostError,
     ProviderUnavailableError,
 )
-from embatch.service.claims import Claim, claim_next, is_outranked
+from embatch.service.claims import Claim, claim_next, is_outranked, may_pass
 from embatch.service.files import SliceResult
 from embatch.service.slices import embed_slice, next_slice_items
 from embatch.service.store import BatchStore
 from embatch.types.results import Embedded, TextEngine
 
 SLICE_ITEMS: Final = 1024
-"""Rows of the first slice: the window in which the engine sorts by length."""
-LARGEST_SLICE: Final = 4096
-"""Rows: where texts are short, a slice may grow to this."""
+"""Rows of a slice at most: the window in which the engine sorts by length."""
+FIRST_SLICE_ITEMS: Final = 256
+"""Rows of the first slice, while nobody knows how fast the engine is."""
 SLICE_S: Final = 2.0
 """Seconds that a slice should take: what an urgent batch waits for at most, about."""
 IDLE_POLL_S: Final = 0.5
@@ -65,19 +64,22 @@ class Scheduler:
         slice_s: float | None = SLICE_S,
         idle_poll_s: float = IDLE_POLL_S,
         retry_s: float = RETRY_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`engine_for` gives the engine of a batch's `model`, from any thread; it keeps it open.
 
-        `models` limits the batches taken to those models. `slice_s` lets slices grow and shrink
-        to take about that long; None keeps them at `slice_items` rows.
+        `models` limits the batches taken to those models. A slice has `slice_items` rows at most
+        and, with `slice_s`, as many as take about that many seconds; None keeps them at the most.
         """
         self._store = store
         self._engine_for = engine_for
         self._models = models
-        self._slice_items = slice_items
+        self._largest = slice_items
+        self._slice_items = slice_items if slice_s is None else min(slice_items, FIRST_SLICE_ITEMS)
         self._slice_s = slice_s
         self._idle_poll_s = idle_poll_s
         self._retry_s = retry_s
+        self._clock = clock
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._starting = threading.Lock()
@@ -171,9 +173,9 @@ class Scheduler:
         with closing(claim), suppress(LeaseLostError):  # lost: cancelled or deleted, all is said
             try:
                 self._compute(claim, self._engine(claim.batch.model))
-            except (JournalError, ProviderUnavailableError, OSError):
-                raise
-            except Exception as error:  # noqa: BLE001 - recorded in the batch
+            except Exception as error:  # recorded in the batch
+                if may_pass(error):
+                    raise
                 claim.fail(_reason(error))
             finally:
                 self._current = None
@@ -189,10 +191,10 @@ class Scheduler:
             self._give_way()
             if self._stopping.is_set():
                 break
-            begun = time.monotonic()
+            begun = self._clock()
             batch, rows = claim.batch, claim.slice_items
             part = embed_slice(engine, claim.texts(), prompt=batch.prompt, dims=batch.dims)
-            self._adapt(rows, time.monotonic() - begun)
+            self._adapt(rows, self._clock() - begun)
             self._commit(claim, part)
             if claim.batch.done:
                 return
@@ -201,9 +203,9 @@ class Scheduler:
         claim.release()
 
     def _adapt(self, rows: int, elapsed_s: float) -> None:
-        if self._slice_s is not None and rows == self._slice_items:
+        if self._slice_s is not None:
             self._slice_items = next_slice_items(
-                rows, elapsed_s, target_s=self._slice_s, largest=LARGEST_SLICE
+                self._slice_items, rows, elapsed_s, target_s=self._slice_s, largest=self._largest
             )
 
     def _commit(self, claim: Claim, part: SliceResult) -> None:
@@ -212,7 +214,7 @@ class Scheduler:
             try:
                 claim.commit(part, next_items=self._slice_items)
             except (ProviderUnavailableError, OSError) as error:
-                if not self._pause(error):
+                if not may_pass(error) or not self._pause(error):
                     raise
             else:
                 self._paused_reason = None

@@ -89,19 +89,28 @@ def _refusal(error: Exception) -> RowError:
 def _checked(made: Embedded) -> SliceResult:
     """Rows whose vector is not finite are errors, not results."""
     finite = np.asarray(np.isfinite(made.vectors).all(axis=1))
+    if finite.all():
+        return SliceResult(
+            vectors=made.vectors, tokens=made.tokens, truncated=made.truncated, errors={}
+        )
     broken = RowError(code="internal", message="the model gave values that are not finite")
     return SliceResult(
-        vectors=made.vectors if finite.all() else np.where(finite[:, None], made.vectors, 0),
-        tokens=made.tokens,
-        truncated=made.truncated,
+        vectors=np.where(finite[:, None], made.vectors, np.float32(0)),
+        tokens=np.where(finite, made.tokens, np.int32(0)),
+        truncated=made.truncated & finite,
         errors={int(place): broken for place in np.flatnonzero(~finite)},
     )
 
 
-def next_slice_items(items: int, elapsed_s: float, *, target_s: float, largest: int) -> int:
-    """Rows for the next slice, so that one takes between half and twice `target_s`."""
+def next_slice_items(
+    items: int, rows: int, elapsed_s: float, *, target_s: float, largest: int
+) -> int:
+    """Rows for the next slice, so that one takes between half and twice `target_s`.
+
+    `items` is the size so far; `rows` the last slice had, fewer at a batch's end.
+    """
     if elapsed_s > 2 * target_s:
-        return max(SMALLEST_SLICE, items // 2)
-    if elapsed_s < target_s / 2:
+        return min(items, max(SMALLEST_SLICE, rows // 2))
+    if elapsed_s < target_s / 2 and rows >= items:
         return min(largest, items * 2)
     return items

@@ -89,8 +89,12 @@ class BatchStore:
         `items` texts.
         """
         with closing(Requests(requests)) as opened:
-            if not 1 <= items == (found := opened.count()):
-                raise InputError(f"batch {label!r} of {items} items, but {requests} holds {found}")
+            held = opened.count()
+        if held != items or items < 1:
+            raise InputError(
+                f"batch {label!r} should have {items} items and one at least, "
+                f"but {requests} holds {held}"
+            )
         wanted: dict[str, Value] = {
             "model": model, "dims": dims, "prompt": prompt, "items": items
         }  # fmt: skip
@@ -243,10 +247,10 @@ class BatchStore:
         """Removes folders that a process left behind when it died between folder and row."""
         known = {row["id"] for row in self.database.rows("SELECT id FROM batches")}
         for folder in self._batches.iterdir():
-            with suppress(FileNotFoundError):
-                age_s = self.clock() - folder.stat().st_mtime
-                if folder.name not in known and age_s > ORPHAN_AGE_S:
-                    shutil.rmtree(folder)
+            if folder.name not in known:
+                with suppress(FileNotFoundError):
+                    if self.clock() - folder.stat().st_mtime > ORPHAN_AGE_S:
+                        self._remove_files(folder.name)
 
     def folder(self, batch_id: str) -> Path:
         """Where a batch's files are."""
