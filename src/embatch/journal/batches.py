@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -12,10 +12,20 @@ from embatch.journal.database import Database
 from embatch.journal.records import AdoptedPart, BatchRecord, Failure, NewBatch, RunCounts
 from embatch.journal.rows import batch_record, record_event
 from embatch.journal.schema import batches_table, failures_table, runs_table
-from embatch.types.state import BatchEvent, BatchState, next_batch_state
+from embatch.journal.sums import count_rows, published_pace
+from embatch.types.state import (
+    FINAL_BATCH_STATES,
+    BatchEvent,
+    BatchState,
+    RunEvent,
+    RunState,
+    next_batch_state,
+    next_run_state,
+)
 
 PAGE_ROWS = 500
-_ENTRY_ZEROS = {"succeeded": 0, "failed": 0, "tokens": 0, "truncated": 0, "repeated": 0, "polls": 0}
+_COUNTERS = ("succeeded", "failed", "tokens", "truncated", "repeated", "polls", "absences")
+_ENTRY_ZEROS = dict.fromkeys(_COUNTERS, 0)
 
 
 class BatchTable:
@@ -54,34 +64,15 @@ class BatchTable:
     def add_adopted(self, run_id: str, parts: Sequence[AdoptedPart], *, now: float) -> None:
         """Enters parts found in an output whose journal is gone, as published batches."""
         with self._database.write() as connection:
-            number = _next_number(connection, run_id)
-            for offset, part in enumerate(parts):
+            for part in parts:
                 connection.execute(
                     insert(batches_table).values(
-                        **_ENTRY_ZEROS
-                        | {"succeeded": part.rows}
-                        | {
-                            "run_id": run_id,
-                            "number": number + offset,
-                            "kind": part.kind,
-                            "state": BatchState.PUBLISHED.value,
-                            "attempt": 0,
-                            "items": part.rows,
-                            "tokens_estimated": 0,
-                            "text_bytes": 0,
-                            "row_min": part.row_min,
-                            "row_max": part.row_max,
-                            "part": part.name,
-                            "part_sha256": part.sha256,
-                            "part_bytes": part.size_bytes,
-                            "part_rows": part.rows,
-                            "part_row_min": part.row_min,
-                            "part_row_max": part.row_max,
-                            "next_at": now,
-                            "created_at": now,
-                            "updated_at": now,
-                            "finished_at": now,
-                        }
+                        **_adopted_values(part),
+                        run_id=run_id,
+                        next_at=now,
+                        created_at=now,
+                        updated_at=now,
+                        finished_at=now,
                     )
                 )
                 record_event(
@@ -91,8 +82,28 @@ class BatchTable:
     def add_retries(
         self, run_id: str, batches: Sequence[NewBatch], *, rows: Sequence[int], now: float
     ) -> None:
-        """Enters batches that try failed rows again, and takes those rows off the failures."""
+        """Enters batches that try failed rows again, takes the rows off the failures, and sets
+        the run going, all or nothing.
+        """
+        source = RunState.COMPLETED_WITH_FAILURES
+        target = next_run_state(source, RunEvent.RETRIED)
         with self._database.write() as connection:
+            changed = connection.execute(
+                update(runs_table)
+                .where(runs_table.c.id == run_id, runs_table.c.state == source.value)
+                .values(state=target.value, updated_at=now, finished_at=None)
+            )
+            if changed.rowcount != 1:
+                raise TransitionRefusedError(f"run {run_id} is not {source}: retry does not apply")
+            record_event(
+                connection,
+                run_id=run_id,
+                at=now,
+                kind=RunEvent.RETRIED,
+                source=source,
+                target=target,
+                data={"rows": len(rows)},
+            )
             _enter(connection, run_id, batches, now)
             for start in range(0, len(rows), PAGE_ROWS):
                 connection.execute(
@@ -101,6 +112,17 @@ class BatchTable:
                         failures_table.c.row.in_(rows[start : start + PAGE_ROWS]),
                     )
                 )
+
+    def reset_attempts(self, run_id: str, *, now: float) -> None:
+        """Gives batches that stopped a run their attempts back, now that a person resumes it."""
+        table = batches_table.c
+        stopped = [BatchState.FAILED.value, BatchState.EXPIRED.value, BatchState.CANCELLED.value]
+        with self._database.write() as connection:
+            connection.execute(
+                update(batches_table)
+                .where(table.run_id == run_id, table.state.in_(stopped))
+                .values(attempt=0, next_at=now, updated_at=now, blocked_reason=None)
+            )
 
     # Changes under a lease
 
@@ -259,7 +281,28 @@ class BatchTable:
     def counts(self, run_id: str) -> RunCounts:
         """Sums over a run, as they stand now."""
         with self._database.read() as connection:
-            return _counts(connection, run_id)
+            return count_rows(connection, run_id)
+
+    def pace(self, run_id: str, *, batches: int, now: float) -> float | None:
+        """Rows a second over the last published batches; None before there is one."""
+        with self._database.read() as connection:
+            return published_pace(connection, run_id, batches, now)
+
+    def first_blocked(self, run_id: str) -> BatchRecord | None:
+        """The blocked batch whose next step is the earliest."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            row = connection.execute(
+                select(batches_table)
+                .where(
+                    table.run_id == run_id,
+                    table.blocked_reason.is_not(None),
+                    table.state.not_in([state.value for state in FINAL_BATCH_STATES]),
+                )
+                .order_by(table.next_at)
+                .limit(1)
+            ).one_or_none()
+        return None if row is None else batch_record(row)
 
 
 def _enter(connection: Connection, run_id: str, batches: Sequence[NewBatch], now: float) -> None:
@@ -292,6 +335,27 @@ def _enter(connection: Connection, run_id: str, batches: Sequence[NewBatch], now
             for offset, batch in enumerate(batches)
         ],
     )
+
+
+def _adopted_values(part: AdoptedPart) -> dict[str, Any]:
+    return _ENTRY_ZEROS | {
+        "number": part.number,
+        "kind": part.kind,
+        "state": BatchState.PUBLISHED.value,
+        "attempt": 0,
+        "items": part.rows,
+        "succeeded": part.rows,
+        "tokens_estimated": 0,
+        "text_bytes": 0,
+        "row_min": part.row_min,
+        "row_max": part.row_max,
+        "part": part.name,
+        "part_sha256": part.sha256,
+        "part_bytes": part.size_bytes,
+        "part_rows": part.rows,
+        "part_row_min": part.row_min,
+        "part_row_max": part.row_max,
+    }
 
 
 def _next_number(connection: Connection, run_id: str) -> int:
@@ -344,43 +408,3 @@ def _event_data(
     if failures:
         data["failures"] = len(failures)
     return data
-
-
-def _counts(connection: Connection, run_id: str) -> RunCounts:
-    table = batches_table.c
-    mine = table.run_id == run_id
-    by_state = {
-        BatchState(state): int(count)
-        for state, count in connection.execute(
-            select(table.state, func.count()).where(mine).group_by(table.state)
-        )
-    }
-    published = table.state == BatchState.PUBLISHED.value
-    under_way = table.state.in_(
-        [BatchState.SUBMITTED.value, BatchState.READY.value, BatchState.COLLECTED.value]
-    )
-    original = table.parent_id.is_(None)
-
-    def total(condition: Any, column: Any) -> Any:
-        return func.coalesce(func.sum(case((condition, column), else_=0)), 0)
-
-    sums = connection.execute(
-        select(
-            total(original, table.items).label("planned"),
-            total(published, table.part_rows).label("written"),
-            total(and_(under_way, table.kind == "embed"), table.succeeded).label("live"),
-            total(and_(original, table.kind == "copies"), table.items).label("copies"),
-            total(published, table.truncated).label("truncated"),
-            total(published, table.repeated).label("repeated"),
-            total(published, table.tokens).label("tokens"),
-            total(published, table.part_bytes).label("part_bytes"),
-        ).where(mine)
-    ).one()
-    failed = connection.execute(
-        select(func.count()).select_from(failures_table).where(failures_table.c.run_id == run_id)
-    ).scalar_one()
-    return RunCounts(
-        batches=by_state,
-        failed=int(failed),
-        **{name: int(value) for name, value in sums._mapping.items()},  # noqa: SLF001 - public API
-    )

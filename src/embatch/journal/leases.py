@@ -11,9 +11,11 @@ from embatch.errors import LeaseLostError
 from embatch.journal.database import Database
 from embatch.journal.records import BatchRecord
 from embatch.journal.rows import batch_record
-from embatch.journal.schema import batches_table, runs_table
+from embatch.journal.schema import batches_table, events_table, runs_table
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
+RECENT_S = 60.0
+"""A run with an event in this time counts as worked on."""
 _ACTIVE = tuple(
     state.value
     for state in BatchState
@@ -184,6 +186,30 @@ class LeaseTable:
         with self._database.read() as connection:
             values = connection.execute(select(*earliest)).one()
         return min((value for value in values if value is not None), default=None)
+
+    def is_worked(self, run_id: str, *, now: float) -> bool:
+        """Some process took a step of the run within the last lease, or holds one."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            lease_now = self._database.lease_now(connection)
+            held = connection.execute(
+                select(table.id)
+                .where(table.run_id == run_id, table.lease_expires_at >= lease_now)
+                .limit(1)
+            ).first()
+            planned = connection.execute(
+                select(runs_table.c.id).where(
+                    runs_table.c.id == run_id, runs_table.c.lease_expires_at >= lease_now
+                )
+            ).first()
+            latest = connection.execute(
+                select(events_table.c.at)
+                .where(events_table.c.run_id == run_id)
+                .order_by(events_table.c.id.desc())
+                .limit(1)
+            ).scalar()
+        recent = latest is not None and latest > now - RECENT_S
+        return held is not None or planned is not None or recent
 
 
 def _free(table: Table, lease_now: float) -> ColumnElement[bool]:

@@ -59,6 +59,7 @@ class NewBatch:
 class AdoptedPart:
     """A part found in an output whose journal is gone, entered as a published batch."""
 
+    number: int
     kind: BatchKind
     name: str
     sha256: str
@@ -102,11 +103,16 @@ class BatchRecord:
     part_rows: int | None
     part_row_min: int | None
     part_row_max: int | None
+    error_code: str | None
+    """Why the batch gave no results: "refused" blames its rows, other words do not."""
     error: str | None
     blocked_reason: str | None
     blocked_detail: str | None
     next_at: float
     polls: int
+    """Looks in a row that found nothing new."""
+    absences: int
+    """Complete looks for the label that did not find it."""
     created_at: float
     updated_at: float
     submitted_at: float | None

@@ -96,6 +96,11 @@ class Journal:
             raise NotFoundError(f"{name!r} names more than one run: give more of its id")
         raise NotFoundError(f"no run {name!r} in this journal: `embatch runs` lists them")
 
+    def find_run(self, run_id: str) -> RunRecord | None:
+        """The run with exactly this id, None when the journal does not have it."""
+        with self._database.read() as connection:
+            return _find_run(connection, run_id)
+
     def list_runs(
         self,
         *,
