@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy import Connection, delete, insert, select, update
 
 from embatch.errors import LeaseLostError, NotFoundError, TransitionRefusedError
 from embatch.journal.database import Database
+from embatch.journal.entries import adopted_values, enter_batches, enter_failures
 from embatch.journal.records import AdoptedPart, BatchRecord, Failure, NewBatch, RunCounts
 from embatch.journal.rows import batch_record, record_event
 from embatch.journal.schema import batches_table, failures_table, runs_table
@@ -24,8 +23,6 @@ from embatch.types.state import (
 )
 
 PAGE_ROWS = 500
-_COUNTERS = ("succeeded", "failed", "tokens", "truncated", "repeated", "polls", "absences")
-_ENTRY_ZEROS = dict.fromkeys(_COUNTERS, 0)
 
 
 class BatchTable:
@@ -58,8 +55,8 @@ class BatchTable:
             )
             if changed.rowcount != 1:
                 raise LeaseLostError(f"run {run_id} is planned by another process now")
-            _enter(connection, run_id, batches, now)
-            _fail_rows(connection, run_id, failures)
+            enter_batches(connection, run_id, batches, now)
+            enter_failures(connection, run_id, failures)
 
     def add_adopted(self, run_id: str, parts: Sequence[AdoptedPart], *, now: float) -> None:
         """Enters parts found in an output whose journal is gone, as published batches."""
@@ -67,7 +64,7 @@ class BatchTable:
             for part in parts:
                 connection.execute(
                     insert(batches_table).values(
-                        **_adopted_values(part),
+                        **adopted_values(part),
                         run_id=run_id,
                         next_at=now,
                         created_at=now,
@@ -104,7 +101,7 @@ class BatchTable:
                 target=target,
                 data={"rows": len(rows)},
             )
-            _enter(connection, run_id, batches, now)
+            enter_batches(connection, run_id, batches, now)
             for start in range(0, len(rows), PAGE_ROWS):
                 connection.execute(
                     delete(failures_table).where(
@@ -158,8 +155,8 @@ class BatchTable:
             ).one_or_none()
             if row is None:
                 raise _refusal(connection, batch, event)
-            _enter(connection, batch.run_id, children, now)
-            _fail_rows(connection, batch.run_id, failures)
+            enter_batches(connection, batch.run_id, children, now)
+            enter_failures(connection, batch.run_id, failures)
             record_event(
                 connection,
                 run_id=batch.run_id,
@@ -303,86 +300,6 @@ class BatchTable:
                 .limit(1)
             ).one_or_none()
         return None if row is None else batch_record(row)
-
-
-def _enter(connection: Connection, run_id: str, batches: Sequence[NewBatch], now: float) -> None:
-    if not batches:
-        return
-    number = _next_number(connection, run_id)
-    connection.execute(
-        insert(batches_table),
-        [
-            _ENTRY_ZEROS
-            | {
-                "run_id": run_id,
-                "number": number + offset,
-                "kind": batch.kind,
-                "parent_id": batch.parent_id,
-                "state": BatchState.PLANNED.value,
-                "attempt": batch.attempt,
-                "items": batch.items,
-                "tokens_estimated": batch.tokens_estimated,
-                "text_bytes": batch.text_bytes,
-                "row_min": batch.row_min,
-                "row_max": batch.row_max,
-                "owner_min": batch.owner_min,
-                "owner_max": batch.owner_max,
-                "stage": batch.stage,
-                "next_at": now + batch.delay_s,
-                "created_at": now,
-                "updated_at": now,
-            }
-            for offset, batch in enumerate(batches)
-        ],
-    )
-
-
-def _adopted_values(part: AdoptedPart) -> dict[str, Any]:
-    return _ENTRY_ZEROS | {
-        "number": part.number,
-        "kind": part.kind,
-        "state": BatchState.PUBLISHED.value,
-        "attempt": 0,
-        "items": part.rows,
-        "succeeded": part.rows,
-        "tokens_estimated": 0,
-        "text_bytes": 0,
-        "row_min": part.row_min,
-        "row_max": part.row_max,
-        "part": part.name,
-        "part_sha256": part.sha256,
-        "part_bytes": part.size_bytes,
-        "part_rows": part.rows,
-        "part_row_min": part.row_min,
-        "part_row_max": part.row_max,
-    }
-
-
-def _next_number(connection: Connection, run_id: str) -> int:
-    highest = connection.execute(
-        select(func.max(batches_table.c.number)).where(batches_table.c.run_id == run_id)
-    ).scalar()
-    return 0 if highest is None else int(highest) + 1
-
-
-def _fail_rows(connection: Connection, run_id: str, failures: Sequence[Failure]) -> None:
-    if not failures:
-        return
-    make = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
-    statement = make(failures_table)
-    fields = ("key", "code", "message", "attempts", "batch_id", "kept")
-    statement = statement.on_conflict_do_update(
-        index_elements=["run_id", "row"],
-        set_={name: statement.excluded[name] for name in fields},
-    )
-    connection.execute(
-        statement,
-        [
-            {"run_id": run_id, "row": failure.row}
-            | {name: getattr(failure, name) for name in fields}
-            for failure in failures
-        ],
-    )
 
 
 def _refusal(
