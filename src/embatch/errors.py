@@ -130,3 +130,18 @@ class TransitionRefusedError(JournalError):
 
 class LeaseLostError(JournalError):
     """The lease of this step ran out or was taken over; its work must not be recorded."""
+
+
+def error_named(name: str | None, message: str) -> EmbatchError:
+    """The error of the class `name`, made anew from what a journal keeps of it.
+
+    A plain EmbatchError for a name that is unknown, or whose class needs more than a message.
+    """
+    kind = globals().get(name or "")
+    if (
+        isinstance(kind, type)
+        and issubclass(kind, EmbatchError)
+        and kind.__init__ is EmbatchError.__init__
+    ):
+        return kind(message)
+    return EmbatchError(message)

@@ -115,7 +115,8 @@ class ThreadExecutor:
                 log.info("run %s: another process took over a step", run.id)
                 return True
             except (EmbatchError, OSError) as error:
-                fail_run(self._journal, run.id, str(error), now=self._clock())
+                code = type(error).__name__ if isinstance(error, EmbatchError) else "StorageError"
+                fail_run(self._journal, run.id, str(error), code=code, now=self._clock())
                 return True
             except Exception as error:
                 log.exception("run %s: a step broke", run.id)

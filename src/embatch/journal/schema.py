@@ -50,6 +50,7 @@ runs_table = Table(
     Column("priority", Integer, nullable=False),
     Column("plan", JSON),
     Column("rows", _big),
+    Column("error_code", String(32)),
     Column("error", Text),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),

@@ -65,6 +65,7 @@ def _create_tables() -> None:
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("plan", sa.JSON(), nullable=True),
         sa.Column("rows", _BIG, nullable=True),
+        sa.Column("error_code", sa.String(length=32), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("updated_at", sa.Float(), nullable=False),
