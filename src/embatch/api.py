@@ -11,7 +11,7 @@ from embatch.datasets.output import OutputPaths
 from embatch.datasets.source import open_source
 from embatch.datasets.spool import spool_data
 from embatch.environment import Environment
-from embatch.errors import EmbatchError, InvalidRequestError
+from embatch.errors import InvalidRequestError, error_named
 from embatch.execution.threads import ThreadExecutor
 from embatch.journal.records import Failure, RunRecord
 from embatch.runs.config import RunConfig
@@ -19,6 +19,7 @@ from embatch.runs.end import cancel_run, forget_run, retry_run
 from embatch.runs.outputs import read_output
 from embatch.runs.start import start_run, wake_run
 from embatch.runs.status import RunStatus, read_status
+from embatch.types.results import Matrix
 from embatch.types.state import FINAL_RUN_STATES, RunState
 
 PROGRESS_S = 0.5
@@ -122,10 +123,10 @@ class Run:
         """The rows that have no vector, in row order, each with its reason."""
         return self._environment.journal.failures(self.id)
 
-    def read(self) -> Iterator[pa.RecordBatch]:
-        """What was written so far: `key`, `row`, `text_sha256`, `embedding` and the kept columns.
+    def read(self) -> Iterator[tuple[pa.RecordBatch, Matrix]]:
+        """What was written so far: rows (`key`, `row`, `text_sha256`, kept columns) and vectors.
 
-        In constant memory, in the order of the parts.
+        In blocks of `n` rows with a float32 matrix `[n, dims]`, in constant memory.
         """
         return read_output(OutputPaths.for_out(self._record().out))
 
@@ -220,7 +221,7 @@ def run(
     with submit(data, out, **settings) as handle:
         status = handle.wait(timeout, on_progress=on_progress)
     if status.state is RunState.FAILED:
-        raise EmbatchError(f"run {status.id} failed: {status.error}")
+        raise error_named(status.error_code, f"run {status.id} failed: {status.error}")
     return status
 
 

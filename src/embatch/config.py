@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from embatch.errors import ConfigError
@@ -50,7 +50,9 @@ def load_settings(
         values["journal"] = journal
     home = Path(values.pop("home", "") or _default_home()).expanduser().absolute()
     url = journal_url(values.pop("journal", "") or str(home / "journal.db"))
-    return replace(Settings(home=home, journal=url), **values)
+    return Settings(
+        home=home, journal=url, provider=values.get("provider"), model=values.get("model")
+    )
 
 
 def journal_url(location: str) -> str:

@@ -69,10 +69,10 @@ def plan(journal: Journal, token: str, *batches: NewBatch, run_id: str = "r1") -
     )
 
 
-def claim(journal: Journal, run_id: str = "r1", *, now: float = NOW, limit: int = 9) -> Claim | None:
-    return journal.leases.claim_step(
-        run_id, owner="me", lease_s=60, now=now, max_in_flight=limit
-    )
+def claim(
+    journal: Journal, run_id: str = "r1", *, now: float = NOW, limit: int = 9
+) -> Claim | None:
+    return journal.leases.claim_step(run_id, owner="me", lease_s=60, now=now, max_in_flight=limit)
 
 
 def claimed(journal: Journal, run_id: str = "r1") -> Claim:
@@ -240,9 +240,7 @@ def test_new_batches_wait_for_room_at_the_provider(journal: Journal) -> None:
     """No more than `max_in_flight` batches occupy the provider."""
     plan(journal, start(journal), embed(), embed(first=4))
     first = claimed(journal)
-    moved = journal.batches.transition(
-        first.batch, first.token, BatchEvent.UPLOAD_STARTED, now=NOW
-    )
+    moved = journal.batches.transition(first.batch, first.token, BatchEvent.UPLOAD_STARTED, now=NOW)
     journal.leases.release(moved.id, first.token, next_at=NOW + 100)
     assert claim(journal, limit=1) is None
     second = claim(journal, limit=2)
@@ -314,7 +312,9 @@ def test_threads_never_share_a_batch(journal: Journal) -> None:
     assert len(got) == len(set(got)) == 40
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(events=st.lists(st.sampled_from(list(BatchEvent)), max_size=14))
 def test_any_sequence_of_events_follows_the_table(
     events: list[BatchEvent], tmp_path_factory: pytest.TempPathFactory
@@ -366,7 +366,7 @@ def test_forgetting_a_run_leaves_nothing_of_it(journal: Journal, url: str) -> No
     database = Database.open(url)
     with database.read() as connection:
         for table in ("runs", "batches", "failures", "events"):
-            count = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar()  # noqa: S608
+            count = connection.execute(text(f"SELECT count(*) FROM {table}")).scalar()
             assert count == 0
     database.close()
 

@@ -78,7 +78,11 @@ class LeaseTable:
                 ripe = table.owner_max < frontier if frontier is not None else planned
                 found = connection.execute(
                     select(table.id)
-                    .where(mine, planned, table.kind == "copies", ripe)
+                    .where(
+                        mine,
+                        planned,
+                        or_(table.kind == "reused", and_(table.kind == "copies", ripe)),
+                    )
                     .order_by(table.row_min, table.number)
                     .limit(1)
                     .with_for_update(skip_locked=True)

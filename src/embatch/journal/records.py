@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from embatch.types.state import BatchState, RunState
 
-BatchKind = Literal["embed", "copies"]
-"""`embed` goes to the provider; `copies` takes its vectors from parts that hold the same texts."""
+BatchKind = Literal["embed", "copies", "reused"]
+"""`embed` goes to the provider; `copies` takes the vectors of the same texts from parts of this
+run, `reused` from an earlier output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,8 @@ class RunRecord:
     """Where planning stands, as the planner wrote it."""
     rows: int | None
     """Rows of the dataset, known once it was read through."""
+    error_code: str | None
+    """Name of the error's class in embatch.errors."""
     error: str | None
     created_at: float
     updated_at: float
@@ -165,7 +168,9 @@ class RunCounts:
     failed: int = 0
     """Rows that have failed for good."""
     copies: int = 0
-    """Rows whose vector is that of the same text elsewhere."""
+    """Rows whose vector is that of the same text elsewhere in the run."""
+    reused: int = 0
+    """Rows whose vector comes from an earlier output."""
     truncated: int = 0
     """Rows cut at the model's limit."""
     repeated: int = 0

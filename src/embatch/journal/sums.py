@@ -30,10 +30,11 @@ def count_rows(connection: Connection, run_id: str) -> RunCounts:
 
     sums = connection.execute(
         select(
-            total(original, table.items).label("planned"),
+            total(original, table["items"]).label("planned"),
             total(published, table.part_rows).label("written"),
             total(and_(under_way, table.kind == "embed"), table.succeeded).label("live"),
-            total(and_(original, table.kind == "copies"), table.items).label("copies"),
+            total(and_(original, table.kind == "copies"), table["items"]).label("copies"),
+            total(and_(original, table.kind == "reused"), table["items"]).label("reused"),
             total(published, table.truncated).label("truncated"),
             total(published, table.repeated).label("repeated"),
             total(published, table.tokens).label("tokens"),

@@ -4,6 +4,7 @@ Inside a step the order is: journal the intent, act, journal the fact. A step ne
 or spawns; it says when to come back. Whatever is left undone by a crash is seen from the state.
 """
 
+import math
 from collections.abc import Callable
 
 from embatch.errors import (
@@ -49,7 +50,7 @@ def advance(claim: Claim, context: RunContext) -> Outcome:
 
 
 def _start(step: Step) -> Outcome:
-    if step.batch.kind == "copies":
+    if step.batch.kind != "embed":
         return copies.wait_for_owners(step)
     attempt = step.batch.attempt + 1
     label = step.label(attempt)
@@ -137,7 +138,7 @@ def _poll(step: Step) -> Outcome:
 
 
 def _collect(step: Step) -> Outcome:
-    if step.batch.kind == "copies":
+    if step.batch.kind != "embed":
         return copies.collect_copies(step)
     return collect.collect_results(step)
 
@@ -181,13 +182,13 @@ def poll_interval(batch: BatchRecord, context: RunContext, *, polls: int = 0) ->
         (seconds for items, seconds in _POLL_BY_ITEMS if batch.items < items), _POLL_LARGEST_S
     )
     jitter = 1.0 + 0.2 * context.chance.random()
-    return min(MAX_DELAY_S, base * POLL_BACKOFF ** min(polls, 20) * jitter)
+    return min(MAX_DELAY_S, base * math.pow(POLL_BACKOFF, min(polls, 20)) * jitter)
 
 
 def backoff(failures: int, context: RunContext) -> float:
     """Seconds to wait after `failures` failures in a row: doubling, with jitter."""
     jitter = 1.0 + 0.2 * context.chance.random()
-    return min(MAX_DELAY_S, RETRY_DELAY_S * 2 ** min(failures, 10)) * jitter
+    return min(MAX_DELAY_S, RETRY_DELAY_S * math.pow(2.0, min(failures, 10))) * jitter
 
 
 def _counts(status: RemoteStatus) -> dict[str, int]:

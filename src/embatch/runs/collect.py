@@ -110,17 +110,18 @@ def _yielded_nothing(step: Step) -> Outcome:
 
 def write_part(step: Step, stage: StageFile, matrix: Matrix, good: Any) -> FinishedPart:
     """Writes the rows of `stage` that are `good`, with their vectors, to a hidden file."""
-    writer = PartWriter(
-        step.context.paths.parts,
+    context = step.context
+    columns = ["key", "row", "text_sha256", *context.config.keep]
+    with PartWriter(
+        context.paths.parts,
         number=step.batch.number,
         token=step.token,
-        dims=step.context.space.dims,
-    )
-    try:
+        dims=context.space.dims,
+    ) as writer:
         offset = 0
         for batch in stage.read():
             for start in range(0, batch.num_rows, WRITE_ROWS):
-                rows = batch.slice(start, WRITE_ROWS)
+                rows = pa.Table.from_batches([batch.slice(start, WRITE_ROWS)]).select(columns)
                 here = slice(offset, offset + rows.num_rows)
                 kept = good[here]
                 if kept.all():
@@ -129,9 +130,6 @@ def write_part(step: Step, stage: StageFile, matrix: Matrix, good: Any) -> Finis
                     writer.write(rows.filter(pa.array(kept)), matrix[here][kept])
                 offset += rows.num_rows
         return writer.finish()
-    except BaseException:
-        writer.abort()
-        raise
 
 
 def child_batch(step: Step, indices: Sequence[int], *, attempt: int) -> NewBatch:

@@ -11,6 +11,7 @@ from embatch.datasets.stage import StageFile
 from embatch.journal.records import Failure
 from embatch.runs.collect import finish_part, gathered
 from embatch.runs.outcomes import After, Now, Outcome
+from embatch.runs.reuse import reused_files
 from embatch.runs.step import Step
 from embatch.types.embedding import RowError
 from embatch.types.results import Matrix
@@ -46,9 +47,8 @@ def collect_copies(step: Step) -> Outcome:
             int(index): _error_of(failed[int(wanted[index])])
             for index in np.flatnonzero(~found[places]).tolist()
         }
-        with gathered(
-            context.paths.work, f"{step.token}-c", batch.items, context.space.dims
-        ) as own:
+        name, dims = f"{step.token}-own", context.space.dims
+        with gathered(context.paths.work, name, batch.items, dims) as own:
             np.take(matrix, places, axis=0, out=own)
             return finish_part(step, stage, own, errors, {})
 
@@ -61,14 +61,18 @@ def _error_of(failure: Failure) -> RowError:
 
 def _owner_rows(stage: StageFile) -> NDArray[np.int64]:
     batches = [batch.column("owner_row") for batch in stage.read()]
-    return pa.chunked_array(batches).to_numpy().astype(np.int64)
+    rows: NDArray[np.int64] = pa.chunked_array(batches).to_numpy()
+    return rows
 
 
 def _parts_of(step: Step, owners: NDArray[np.int64]) -> list[Path]:
-    parts = step.context.journal.batches.parts_between(
-        step.batch.run_id, int(owners[0]), int(owners[-1])
-    )
-    return [step.context.paths.parts / str(part.part) for part in parts]
+    """The files that may hold these rows: parts of this run, or of the output it reuses."""
+    low, high = int(owners[0]), int(owners[-1])
+    context = step.context
+    if step.batch.kind == "reused":
+        return reused_files(str(context.config.reuse), low, high)
+    parts = context.journal.batches.parts_between(step.batch.run_id, low, high)
+    return [context.paths.parts / str(part.part) for part in parts]
 
 
 def _find_owners(step: Step, owners: NDArray[np.int64], into: Matrix) -> NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from embatch.datasets.assemble import assemble_npy, assemble_parquet
 from embatch.datasets.manifest import Manifest, PartEntry
-from embatch.datasets.output import write_failures
+from embatch.datasets.output import OutputPaths, write_failures
 from embatch.errors import TransitionRefusedError
 from embatch.journal.store import Journal
 from embatch.runs.context import RunContext
@@ -25,7 +25,7 @@ def finish_run(context: RunContext) -> None:
     context.checkpoint("finish.failures")
     parts = _part_entries(context)
     if paths.single_file is not None:
-        _assemble(context, parts)
+        _assemble(paths, paths.single_file, parts)
     context.checkpoint("finish.assembled")
     manifest = Manifest.load(paths.manifest)
     manifest.completed(
@@ -35,6 +35,7 @@ def finish_run(context: RunContext) -> None:
             "written": counts.written,
             "failed": counts.failed,
             "copies": counts.copies,
+            "reused": counts.reused,
             "truncated": counts.truncated,
             "tokens": counts.tokens,
         },
@@ -60,14 +61,22 @@ def clear_work(work: Path, *, everything: bool) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def fail_run(journal: Journal, run_id: str, error: str, *, now: float) -> None:
+def fail_run(
+    journal: Journal, run_id: str, error: str, *, now: float, code: str = "EmbatchError"
+) -> None:
     """Stops a run with its error. A run that has ended or is stopped already is left alone."""
     run = journal.get_run(run_id)
     if run.state in FINAL_RUN_STATES:
         return
     try:
         journal.transition_run(
-            run_id, RunEvent.FAILED, expected=run.state, now=now, error=error, finished_at=now
+            run_id,
+            RunEvent.FAILED,
+            expected=run.state,
+            now=now,
+            error_code=code,
+            error=error,
+            finished_at=now,
         )
     except TransitionRefusedError:
         return  # another process closed the run in this instant
@@ -97,10 +106,9 @@ def _part_entries(context: RunContext) -> list[PartEntry]:
     ]
 
 
-def _assemble(context: RunContext, parts: list[PartEntry]) -> None:
-    paths = context.paths
+def _assemble(paths: OutputPaths, single_file: Path, parts: list[PartEntry]) -> None:
     files = [paths.parts / part.name for part in parts]
     if paths.keys_file is not None:
-        assemble_npy(files, paths.single_file, paths.keys_file)
+        assemble_npy(files, single_file, paths.keys_file)
     else:
-        assemble_parquet(files, paths.single_file)
+        assemble_parquet(files, single_file)

@@ -46,12 +46,10 @@ def output_files(paths: OutputPaths) -> list[Path]:
     return sorted(paths.parts.glob("part-*.parquet"))
 
 
-def read_output(paths: OutputPaths) -> Iterator[pa.RecordBatch]:
-    """The rows written so far, in the order of the parts, in constant memory."""
+def read_output(paths: OutputPaths) -> Iterator[tuple[pa.RecordBatch, Matrix]]:
+    """Rows written so far with their vectors `[n, dims]`, in the order of the parts."""
     load_manifest(paths)
-    for path in output_files(paths):
-        for batch, _ in read_part(path):
-            yield batch
+    yield from _vectors(paths)
 
 
 def search_output(paths: OutputPaths, query: Matrix, k: int) -> list[Hit]:

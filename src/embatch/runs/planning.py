@@ -10,7 +10,7 @@ while planning goes on.
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -24,13 +24,16 @@ from embatch.datasets.source import Position, Source, SourceBlock, open_source
 from embatch.datasets.stage import CopySpool, write_stage
 from embatch.errors import InputError
 from embatch.journal.records import Failure, NewBatch
+from embatch.runs.choosing import Chooser, Elsewhere
 from embatch.runs.context import RunContext
 from embatch.runs.plan import Cut, Cutter
+from embatch.runs.reuse import old_records
 from embatch.types.batch import Limits
 from embatch.types.state import BatchState, RunEvent, RunState
 
 Phase = Literal["digest", "stage", "copies", "merge"]
-EMPTY_TEXT = "empty_text"
+ELSEWHERE: tuple[Elsewhere, ...] = ("copies", "reused")
+"""Kinds of rows whose vector need not be bought."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +43,10 @@ class Plan:
     phase: Phase = "digest"
     position: dict[str, int] | None = None
     """Where the source is read on."""
-    copy_runs: int = 0
-    """Sorted runs of copies that are safe on disk."""
-    copy_groups: int = 0
-    """Batches of copies already entered."""
-    rows: int = 0
-    empty: int = 0
-    copies: int = 0
-    text_bytes: int = 0
+    runs: dict[str, int] = field(default_factory=dict)
+    """Sorted runs of rows with a vector elsewhere that are safe on disk, by kind."""
+    groups: dict[str, int] = field(default_factory=dict)
+    """Batches of such rows already entered, by kind."""
 
     @classmethod
     def of(cls, context: RunContext) -> "Plan":
@@ -106,17 +105,12 @@ def _digest(context: RunContext, token: str, _stopping: Callable[[], bool]) -> N
     folder = context.paths.work / "digest"
     shutil.rmtree(folder, ignore_errors=True)
     context.checkpoint("plan.digest")
-    digest = read_digest(open_run_source(context), folder)
+    reuse = context.config.reuse
+    old = None if reuse is None else old_records(reuse)
+    digest = read_digest(open_run_source(context), folder, reuse=old)
     context.checkpoint("plan.digested")
     context.journal.update_run(context.run_id, now=context.now(), rows=digest.rows)
-    plan = Plan(
-        phase="stage",
-        rows=digest.rows,
-        empty=digest.empty,
-        copies=len(digest.copies),
-        text_bytes=digest.text_bytes,
-    )
-    _save(context, token, plan)
+    _save(context, token, Plan(phase="stage"))
 
 
 def batch_limits(context: RunContext) -> Limits:
@@ -132,8 +126,7 @@ def batch_limits(context: RunContext) -> Limits:
 def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> None:
     plan = Plan.of(context)
     source = open_run_source(context)
-    digest = Digest.load(context.paths.work / "digest")
-    chooser = _Chooser(digest, _rows_in_parts(context, digest.rows))
+    chooser = _chooser(context)
     cutter = Cutter(batch_limits(context))
     empties: list[Failure] = []
     blocks: list[SourceBlock] = []
@@ -148,11 +141,11 @@ def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> Non
             blocks = [block for block in blocks if block.end.row > position.row]
             if stopping():
                 return
-    end = blocks[-1].end if blocks else Position(row=digest.rows)
     for cut in cutter.rest():
-        plan = _stage_cut(context, token, plan, cut, end, empties)
+        plan = _stage_cut(context, token, plan, cut, blocks[-1].end, empties)
         empties = []
-    phase: Phase = "copies" if len(digest.copies) else "merge"
+    digest = Digest.load(context.paths.work / "digest")
+    phase: Phase = "copies" if digest.copy_rows or digest.reused_rows else "merge"
     _save(context, token, replace(plan, phase=phase, position=None), failures=empties)
     context.checkpoint("plan.staged")
 
@@ -196,89 +189,73 @@ def _stage_cut(
 
 def _gather_copies(context: RunContext, token: str, stopping: Callable[[], bool]) -> None:
     plan = Plan.of(context)
-    source = open_run_source(context)
-    digest = Digest.load(context.paths.work / "digest")
-    chooser = _Chooser(digest, _rows_in_parts(context, digest.rows))
-    spool = CopySpool(context.paths.work / "copies", runs=plan.copy_runs)
-    for block in source.read(plan.start()):
-        spool.add(chooser.copies(block.first_row, block.batch))
-        if spool.full:
+    chooser = _chooser(context)
+    spools = {kind: _spool(context, plan, kind) for kind in ELSEWHERE}
+
+    def flushed(position: Position | None) -> Plan:
+        for spool in spools.values():
             spool.flush()
-            context.checkpoint("copies.written")
-            plan = replace(plan, copy_runs=spool.runs, position=block.end.to_json())
+        context.checkpoint("copies.written")
+        return replace(
+            plan,
+            runs={kind: spool.runs for kind, spool in spools.items()},
+            position=None if position is None else position.to_json(),
+        )
+
+    for block in open_run_source(context).read(plan.start()):
+        for kind, spool in spools.items():
+            spool.add(chooser.elsewhere(kind, block.first_row, block.batch))
+        if any(spool.full for spool in spools.values()):
+            plan = flushed(block.end)
             _save(context, token, plan)
             if stopping():
                 return
-    spool.flush()
-    _save(context, token, replace(plan, copy_runs=spool.runs, phase="merge", position=None))
+    _save(context, token, replace(flushed(None), phase="merge"))
 
 
 def _merge_copies(context: RunContext, token: str, stopping: Callable[[], bool]) -> None:
     plan = Plan.of(context)
-    limits = batch_limits(context)
-    spool = CopySpool(context.paths.work / "copies", runs=plan.copy_runs)
-    for number, group in enumerate(spool.merge(limits.max_batch_items)):
-        if number < plan.copy_groups:
-            continue
-        owners = group["owner_row"].to_numpy()
-        rows = group["row"].to_numpy()
-        name = f"stage/copies-{number:06d}-{token}.arrow"
-        write_stage(context.paths.work / name, group)
-        context.checkpoint("copies.staged")
-        plan = replace(plan, copy_groups=number + 1)
-        batch = NewBatch(
-            kind="copies",
-            items=group.num_rows,
-            row_min=int(rows.min()),
-            row_max=int(rows.max()),
-            owner_min=int(owners.min()),
-            owner_max=int(owners.max()),
-            stage=name,
-        )
-        _save(context, token, plan, [batch])
+    items = batch_limits(context).max_batch_items
+    for kind in ELSEWHERE:
+        entered = plan.groups.get(kind, 0)
+        for number, group in enumerate(_spool(context, plan, kind).merge(items)):
+            if number >= entered:
+                plan = replace(plan, groups={**plan.groups, kind: number + 1})
+                _save(context, token, plan, [_stage_group(context, token, kind, number, group)])
+                context.checkpoint("copies.journaled")
+                if stopping():
+                    return
     context.journal.transition_run(
         context.run_id, RunEvent.PLANNED, expected=RunState.PLANNING, now=context.now()
     )
     context.checkpoint("plan.done")
 
 
-class _Chooser:
-    """Tells, block by block, which rows to embed, which are copies, and which have no text."""
+def _stage_group(
+    context: RunContext, token: str, kind: Elsewhere, number: int, group: pa.Table
+) -> NewBatch:
+    owners, rows = group["owner_row"].to_numpy(), group["row"].to_numpy()
+    name = f"stage/{kind}-{number:06d}-{token}.arrow"
+    write_stage(context.paths.work / name, group)
+    context.checkpoint("copies.staged")
+    return NewBatch(
+        kind=kind,
+        items=group.num_rows,
+        row_min=int(rows.min()),
+        row_max=int(rows.max()),
+        owner_min=int(owners.min()),
+        owner_max=int(owners.max()),
+        stage=name,
+    )
 
-    def __init__(self, digest: Digest, done: NDArray[np.bool_] | None) -> None:
-        self._digest = digest
-        self._done = done
 
-    def to_embed(self, first_row: int, batch: pa.RecordBatch) -> tuple[pa.Table, list[Failure]]:
-        """The rows whose text must be embedded, and the rows without a text."""
-        table = with_rows(first_row, batch)
-        sizes = pa.compute.fill_null(pa.compute.binary_length(batch["text"]), 0)
-        empty = sizes.to_numpy(zero_copy_only=False) == 0
-        wanted = ~empty
-        rows, _ = self._copies_in(first_row, batch.num_rows)
-        wanted[rows - first_row] = False
-        if self._done is not None:
-            wanted &= ~self._done[first_row : first_row + batch.num_rows]
-        return self._chosen(table, wanted), _empty_failures(table.filter(pa.array(empty)))
+def _spool(context: RunContext, plan: Plan, kind: Elsewhere) -> CopySpool:
+    return CopySpool(context.paths.work / kind, runs=plan.runs.get(kind, 0))
 
-    def copies(self, first_row: int, batch: pa.RecordBatch) -> pa.Table:
-        """The rows whose text stands elsewhere, with the row that owns it; no texts."""
-        rows, owners = self._copies_in(first_row, batch.num_rows)
-        if self._done is not None:
-            open_rows = ~self._done[rows]
-            rows, owners = rows[open_rows], owners[open_rows]
-        table = with_rows(first_row, batch).take(pa.array(rows - first_row))
-        table = with_digests(table).drop_columns(["text"])
-        return table.append_column("owner_row", pa.array(owners, pa.int64()))
 
-    def _chosen(self, table: pa.Table, wanted: NDArray[np.bool_]) -> pa.Table:
-        return with_digests(table if wanted.all() else table.filter(pa.array(wanted)))
-
-    def _copies_in(self, first_row: int, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        copies = self._digest.copies
-        low, high = np.searchsorted(copies["row"], [first_row, first_row + rows])
-        part = copies[low:high]
-        return part["row"].astype(np.int64), part["owner_row"].astype(np.int64)
+def _chooser(context: RunContext) -> Chooser:
+    digest = Digest.load(context.paths.work / "digest")
+    return Chooser(digest, context.config.keep, _rows_in_parts(context, digest.rows))
 
 
 def _rows_in_parts(context: RunContext, rows: int) -> NDArray[np.bool_] | None:
@@ -295,25 +272,6 @@ def _rows_in_parts(context: RunContext, rows: int) -> NDArray[np.bool_] | None:
     for batch in adopted:
         done[part_rows(context.paths.parts / str(batch.part))] = True
     return done
-
-
-def with_rows(first_row: int, batch: pa.RecordBatch) -> pa.Table:
-    """The batch with its row numbers after the key."""
-    numbers = np.arange(first_row, first_row + batch.num_rows, dtype=np.int64)
-    return pa.Table.from_batches([batch]).add_column(1, "row", pa.array(numbers))
-
-
-def with_digests(table: pa.Table) -> pa.Table:
-    """The table with the SHA-256 of each text."""
-    digests = text_digests(table["text"])
-    return table.add_column(3, "text_sha256", digests)
-
-
-def _empty_failures(table: pa.Table) -> list[Failure]:
-    return [
-        Failure(row=row, key=key, code=EMPTY_TEXT, message="the text is empty", attempts=0)
-        for row, key in zip(table["row"].to_pylist(), table["key"].to_pylist(), strict=True)
-    ]
 
 
 _STEPS: dict[Phase, Callable[[RunContext, str, Callable[[], bool]], None]] = {

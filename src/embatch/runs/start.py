@@ -13,6 +13,7 @@ from embatch.errors import InvalidRequestError, SpaceMismatchError
 from embatch.journal.records import AdoptedPart, RunRecord
 from embatch.journal.store import Journal, new_run_id
 from embatch.runs.config import RunConfig
+from embatch.runs.reuse import require_reusable
 from embatch.types.embedding import Space
 from embatch.types.state import RunEvent, RunState
 
@@ -37,6 +38,8 @@ def start_run(
     SpaceMismatchError, naming the difference, when the output belongs to another run.
     """
     paths = OutputPaths.for_out(config.out)
+    if config.reuse is not None:
+        require_reusable(config.reuse, space)
     wanted = Manifest.new(
         run_id=new_run_id(), space=space, source=source, reuse=config.reuse, created_at=now
     )
@@ -72,7 +75,13 @@ def wake_run(journal: Journal, run_id: str, *, now: float) -> RunRecord:
         journal.batches.reset_attempts(run.id, now=now)
     if run.state in RESUMABLE or run.state in BLOCKED:
         return journal.transition_run(
-            run.id, RunEvent.RESUMED, expected=run.state, now=now, error=None, finished_at=None
+            run.id,
+            RunEvent.RESUMED,
+            expected=run.state,
+            now=now,
+            error_code=None,
+            error=None,
+            finished_at=None,
         )
     return run
 

@@ -33,6 +33,7 @@ class RunStatus:
     """Rows that stand in published parts."""
     failed: int
     copies: int
+    reused: int
     truncated: int
     tokens: int
     batches: Mapping[str, int]
@@ -44,6 +45,8 @@ class RunStatus:
     created_at: float
     finished_at: float | None
     alert_below_pct: float
+    error_code: str | None
+    """Name of the class in embatch.errors that tells what stopped the run."""
     error: str | None
     waiting: str | None
     """Why nothing moves, in one sentence."""
@@ -90,6 +93,7 @@ def read_status(journal: Journal, run_id: str, *, now: float) -> RunStatus:
         written=counts.written,
         failed=counts.failed,
         copies=counts.copies,
+        reused=counts.reused,
         truncated=counts.truncated,
         tokens=counts.tokens,
         batches={state.value: count for state, count in counts.batches.items()},
@@ -100,6 +104,7 @@ def read_status(journal: Journal, run_id: str, *, now: float) -> RunStatus:
         created_at=run.created_at,
         finished_at=run.finished_at,
         alert_below_pct=run.config["alert_below_pct"],
+        error_code=run.error_code,
         error=run.error,
         waiting=_waiting(journal, run.id, run.state, counts, now),
     )

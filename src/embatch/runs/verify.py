@@ -51,7 +51,7 @@ class Join:
         self._repeated = 0
 
     def add(self, block: ResultBlock) -> None:
-        """Places a block. Raises AlignmentError for a key that is foreign or differently doubled."""
+        """Places a block. Raises AlignmentError for a foreign or differently doubled key."""
         places = self._places(block.keys)
         if len(places):
             self._place(places, block)
@@ -104,8 +104,8 @@ class Join:
             self._truncated[places[first]] = block.truncated[first]
 
     def _checked(self, places: NDArray[np.int64], block: Matrix) -> Matrix:
-        finite = np.isfinite(block).all(axis=1)
-        zero = finite & ~block.any(axis=1)
+        finite = np.asarray(np.isfinite(block).all(axis=1))
+        zero = finite & ~np.asarray(block.any(axis=1))
         for index in places[~finite].tolist():
             self._errors[index] = NOT_FINITE
         for index in places[zero].tolist():
