@@ -1,8 +1,22 @@
 """Which Arrow types hold texts, and the plain form in which columns are kept."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import pyarrow as pa
+
+KEPT_TEXT: Final = "kept:text"
+"""A kept column `text` travels under this name: `text` is what is embedded."""
+
+
+def block_name(column: str) -> str:
+    """The name of a kept column in blocks and stages."""
+    return KEPT_TEXT if column == "text" else column
+
+
+def kept_name(name: str) -> str:
+    """The user's name of a kept column of blocks and stages."""
+    return "text" if name == KEPT_TEXT else name
 
 
 def is_text(kind: pa.DataType) -> bool:

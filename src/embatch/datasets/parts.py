@@ -1,6 +1,7 @@
 """Output parts: the Parquet file of a batch's vectors, written under a lease, then published."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,32 +15,25 @@ from numpy.typing import ArrayLike, NDArray
 
 from embatch.datasets.columnar import open_parquet
 from embatch.datasets.durable import file_sha256, fsync_path, storage_error
-from embatch.datasets.stage import DIGEST_BYTES
+from embatch.datasets.vector_file import (
+    GROUP_ROWS,
+    VECTOR_COLUMN,
+    Matrix,
+    VectorWriter,
+    part_columns,
+    part_schema,
+    vector_matrix,
+)
 from embatch.errors import InvalidRequestError, NotFoundError, StorageError
 
-Matrix = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-GROUP_BYTES: Final = 16 << 20
-"""Vectors of one row group together: what a reader must hold."""
-_GROUP_ROWS: Final = range(256, 65_537)
+_PART_NAME: Final = re.compile(r"part-(\d{5,})\.parquet")
+UNIT_TOLERANCE: Final = 1e-3
+"""How far from 1 the length of a normalised vector may be; rounding to float32 stays under 1e-6."""
 _READ_BYTES: Final = 4 << 20
 """Vectors that a reader of a part is given at a time."""
-VECTOR_COLUMN: Final = "embedding"
-
-
-def part_schema(dims: int, keep: pa.Schema) -> pa.Schema:
-    """Columns of a part: `key`, `row`, `text_sha256`, `embedding` and the kept ones."""
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("row", pa.int64(), nullable=False),
-            pa.field("text_sha256", pa.binary(DIGEST_BYTES), nullable=False),
-            pa.field(VECTOR_COLUMN, pa.list_(pa.float32(), dims)),
-            *keep,
-        ]
-    )
 
 
 def part_name(number: int) -> str:
@@ -47,69 +41,17 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
+def part_number(path: Path) -> int:
+    """The number in the name of a published part."""
+    found = _PART_NAME.fullmatch(path.name)
+    if found is None:
+        raise InvalidRequestError(f"{path.name} is not the name of a part")
+    return int(found[1])
+
+
 def temporary_name(number: int, token: str) -> str:
     """The hidden name under which the holder of the lease `token` writes a part."""
     return f".part-{number:05d}.{token}.tmp"
-
-
-def vector_array(matrix: Matrix) -> pa.FixedSizeListArray:
-    """A matrix `[n, d]` as a column, without a copy when it is C-contiguous float32."""
-    flat = np.ascontiguousarray(matrix, dtype=np.float32)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
-
-
-def vector_matrix(array: pa.FixedSizeListArray) -> Matrix:
-    """The column as `[n, d]`, without a copy. A null vector is an `InvalidRequestError`."""
-    if array.null_count:
-        raise InvalidRequestError("the embedding column holds null vectors")
-    flat: Matrix = array.flatten().to_numpy(zero_copy_only=True)
-    return flat.reshape(len(array), array.type.list_size)
-
-
-class VectorWriter:
-    """A Parquet file of vectors, written in row groups of about `GROUP_BYTES`."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._schema = schema
-        dims = schema.field(VECTOR_COLUMN).type.list_size
-        rows = GROUP_BYTES // (4 * dims)
-        self._group_rows = min(max(rows, _GROUP_ROWS.start), _GROUP_ROWS.stop - 1)
-        self._pending: list[pa.Table] = []
-        self._pending_rows = 0
-        self._writer = pq.ParquetWriter(
-            path,
-            schema,
-            # Vectors do not compress; dictionaries and statistics of them halve the speed.
-            use_dictionary=False,
-            write_statistics=["row"],
-            compression={field.name: "snappy" for field in schema if field.name != VECTOR_COLUMN}
-            | {f"{VECTOR_COLUMN}.list.element": "none"},
-        )
-
-    def write(self, rows: pa.Table, vectors: Matrix) -> None:
-        """Adds rows (all columns but the vectors) and their vectors `[n, dims]`."""
-        full = self._pending_rows + rows.num_rows >= self._group_rows
-        # What waits must not change when the caller fills its buffer anew.
-        column = vector_array(vectors if full else np.array(vectors, dtype=np.float32))
-        arrays = [
-            column if name == VECTOR_COLUMN else rows.column(name) for name in self._schema.names
-        ]
-        self._pending.append(pa.table(arrays, schema=self._schema))
-        self._pending_rows += rows.num_rows
-        if full:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._pending_rows:
-            table = pa.concat_tables(self._pending)
-            self._writer.write_table(table, row_group_size=self._group_rows)
-        self._pending, self._pending_rows = [], 0
-
-    def close(self, *, flush: bool = True) -> None:
-        """Ends the file; with `flush` False what was not written yet is dropped."""
-        if flush:
-            self._flush()
-        self._writer.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,20 +73,13 @@ class PartWriter:
     A context manager: leaving it by an exception, or without `finish`, deletes the file.
     """
 
-    def __init__(
-        self, folder: Path, *, number: int, token: str, dims: int, keep_schema: pa.Schema
-    ) -> None:
+    def __init__(self, folder: Path, *, number: int, token: str, dims: int) -> None:
         self.path: Final = folder / temporary_name(number, token)
         self._dims = dims
         self._rows = 0
         self._row_min = self._row_max = -1
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._writer: VectorWriter | None = VectorWriter(
-                self.path, part_schema(dims, keep_schema)
-            )
-        except OSError as error:
-            raise storage_error(self.path, error) from error
+        self._writer: VectorWriter | None = None
+        self._ended = False
 
     def __enter__(self) -> Self:
         return self
@@ -155,28 +90,31 @@ class PartWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._writer is not None:
-            self.abort()
+        self.abort()
 
-    def write(self, rows: pa.Table, vectors: Matrix) -> None:
+    def write(self, rows: pa.Table | pa.RecordBatch, vectors: Matrix) -> None:
         """Adds rows and their vectors `[n, dims]` in ascending row order, over all calls.
 
-        `rows` holds `key`, `row`, `text_sha256` and the kept columns; other columns are left out.
+        `rows` is a piece of a stage: its key, row, text_sha256 and kept columns are written.
         """
         if vectors.shape != (rows.num_rows, self._dims):
             raise InvalidRequestError(
                 f"{rows.num_rows} rows of {self._dims} dims cannot have vectors {vectors.shape}"
             )
+        if self._ended:
+            raise InvalidRequestError(f"{self.path.name} is finished or given up")
         if not rows.num_rows:
             return
         numbers = np.concatenate([[self._row_max], rows.column("row").to_numpy()])
         if not (numbers[1:] > numbers[:-1]).all():
             raise InvalidRequestError(f"the rows of {self.path.name} do not ascend")
-        try:
-            self._open_writer().write(rows, vectors)
-        except OSError as error:
-            self.abort()
-            raise storage_error(self.path, error) from error
+        with self._writing():
+            columns = part_columns(rows)
+            if self._writer is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                schema = part_schema(self._dims, columns.schema)
+                self._writer = VectorWriter(self.path, schema)
+            self._writer.write(columns, vectors)
         if self._rows == 0:
             self._row_min = int(numbers[1])
         self._row_max = int(numbers[-1])
@@ -184,18 +122,13 @@ class PartWriter:
 
     def finish(self) -> FinishedPart:
         """Completes the file and forces it to disk; it is still hidden."""
-        writer = self._open_writer()
-        if not self._rows:
-            self.abort()
-            raise InvalidRequestError(f"{self.path.name} holds no rows: a part needs one")
-        try:
-            writer.close()
+        if self._writer is None:
+            raise InvalidRequestError(f"{self.path.name} has no rows, or is finished or given up")
+        with self._writing():
+            self._writer.close()
             fsync_path(self.path)
             sha256, size = file_sha256(self.path), self.path.stat().st_size
-        except OSError as error:
-            self.abort()
-            raise storage_error(self.path, error) from error
-        self._writer = None
+        self._writer, self._ended = None, True
         return FinishedPart(
             temp_name=self.path.name,
             sha256=sha256,
@@ -206,18 +139,21 @@ class PartWriter:
         )
 
     def abort(self) -> None:
-        """Deletes the unfinished file. Safe to call twice."""
+        """Deletes the unfinished file. Safe to call twice, and after `finish`."""
         writer, self._writer = self._writer, None
-        if writer is None:
-            return
-        with suppress(OSError):  # the disk that refused before may refuse the footer too
-            writer.close(flush=False)
-        self.path.unlink(missing_ok=True)
+        self._ended = True
+        if writer is not None:
+            with suppress(OSError):  # the disk that refused before may refuse the footer too
+                writer.close(flush=False)
+            self.path.unlink(missing_ok=True)
 
-    def _open_writer(self) -> VectorWriter:
-        if self._writer is None:
-            raise InvalidRequestError(f"{self.path.name} is finished or given up")
-        return self._writer
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.abort()
+            raise storage_error(self.path, error) from error
 
 
 def publish_part(folder: Path, temp_name: str, number: int) -> str:
@@ -248,7 +184,7 @@ def read_part(
     `columns` names the ones wanted beside the vectors, None all. A broken file raises
     `StorageError`.
     """
-    with _reading(path) as file:
+    with reading_part(path) as file:
         schema = file.schema_arrow
         names = [name for name in schema.names if name != VECTOR_COLUMN]
         wanted = names if columns is None else list(columns)
@@ -259,12 +195,12 @@ def read_part(
 
 def reader_rows(dims: int) -> int:
     """Rows that a reader takes at a time: about 4 MB of vectors."""
-    return min(max(_READ_BYTES // (4 * dims), _GROUP_ROWS.start), 8192)
+    return min(max(_READ_BYTES // (4 * dims), GROUP_ROWS.start), 8192)
 
 
 def part_rows(path: Path) -> Rows:
     """The row numbers of a part, ascending."""
-    with _reading(path) as file:
+    with reading_part(path) as file:
         rows: Rows = file.read(columns=["row"]).column("row").to_numpy()
         return rows
 
@@ -275,7 +211,7 @@ def part_vectors_at(path: Path, rows: ArrayLike) -> tuple[Mask, Matrix]:
     `matrix[i]` belongs to `rows[mask][i]`. Row groups without a hit are not read.
     """
     wanted = np.asarray(rows, dtype=np.int64)
-    with _reading(path) as file:
+    with reading_part(path) as file:
         dims = file.schema_arrow.field(VECTOR_COLUMN).type.list_size
         mask = np.zeros(wanted.size, dtype=np.bool_)
         found = np.empty((wanted.size, dims), dtype=np.float32)
@@ -304,7 +240,8 @@ def group_bounds(group: pq.RowGroupMetaData) -> tuple[int, int]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[pq.ParquetFile]:
+def reading_part(path: Path) -> Iterator[pq.ParquetFile]:
+    """Opens a part; whatever breaks while it is read is a `StorageError`."""
     try:
         with open_parquet(path) as file:
             yield file
@@ -312,3 +249,95 @@ def _reading(path: Path) -> Iterator[pq.ParquetFile]:
         raise StorageError(f"the part {path} is gone") from error
     except (pa.ArrowException, OSError, KeyError) as error:
         raise StorageError(f"the part {path} is broken: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartReport:
+    """What a look at every row of a part found."""
+
+    name: str
+    rows: int
+    row_min: int
+    row_max: int
+    sha256: str
+    """Of the file's bytes, hex; empty when the file is gone."""
+    size_bytes: int
+    problems: tuple[str, ...]
+    """One sentence each, naming part, row and key; empty for a sound part."""
+
+
+def check_part(
+    path: Path,
+    *,
+    dims: int,
+    normalized: bool,
+    visit: Callable[[pa.RecordBatch], None] | None = None,
+) -> PartReport:
+    """Reads a whole part: readable, dims, rows ascending, vectors finite and of length 1.
+
+    `visit` is given each batch's `key` and `row`. Never raises for a bad part.
+    """
+    found = _Findings(path.name, normalized)
+    rows, low, high = 0, -1, -1
+    try:
+        for batch, matrix in read_part(path, ["key", "row"]):
+            if matrix.shape[1] != dims:
+                found.add(f"vectors have {matrix.shape[1]} dims, not {dims}")
+                break
+            numbers = np.concatenate([[high], batch.column("row").to_numpy()])
+            found.look(batch, numbers, matrix)
+            if visit is not None:
+                visit(batch)
+            low, high = (int(numbers[1]) if rows == 0 else low), int(numbers[-1])
+            rows += batch.num_rows
+        sha256, size = file_sha256(path), path.stat().st_size
+    except (StorageError, InvalidRequestError, OSError) as error:
+        found.add(str(error))
+        sha256, size = "", 0
+        with suppress(OSError):
+            sha256, size = file_sha256(path), path.stat().st_size
+    return PartReport(
+        name=path.name,
+        rows=rows,
+        row_min=low,
+        row_max=high,
+        sha256=sha256,
+        size_bytes=size,
+        problems=found.sentences(),
+    )
+
+
+class _Findings:
+    """Problems of one part; of each kind the first row is named and the others are counted."""
+
+    def __init__(self, name: str, normalized: bool) -> None:
+        self._name, self._normalized = name, normalized
+        self._first: dict[str, str] = {}
+        self._count: dict[str, int] = {}
+
+    def add(self, problem: str, where: str = "", count: int = 1) -> None:
+        self._first.setdefault(problem, where)
+        self._count[problem] = self._count.get(problem, 0) + count
+
+    def look(self, batch: pa.RecordBatch, numbers: Rows, matrix: Matrix) -> None:
+        """`numbers` are the batch's rows after the row before them."""
+        squares = np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64)
+        finite = np.isfinite(squares)
+        self._mark(batch, ~finite, "the vector is not finite")
+        if self._normalized:
+            long = finite & (np.abs(np.sqrt(squares) - 1.0) > UNIT_TOLERANCE)
+            self._mark(batch, long, "the vector is not of length 1")
+        self._mark(batch, numbers[1:] <= numbers[:-1], "the row number does not ascend")
+
+    def _mark(self, batch: pa.RecordBatch, bad: Mask, problem: str) -> None:
+        if bad.any():
+            index = int(np.argmax(bad))
+            key, row = batch.column("key")[index].as_py(), batch.column("row")[index].as_py()
+            self.add(problem, f"row {row}, key {key!r}: ", int(bad.sum()))
+
+    def sentences(self) -> tuple[str, ...]:
+        return tuple(
+            f"{self._name}: {where}{problem}"
+            + (f" (and {self._count[problem] - 1} more)" if self._count[problem] > 1 else "")
+            for problem, where in self._first.items()
+        )

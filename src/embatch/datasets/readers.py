@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 import pyarrow as pa
 
+from embatch.datasets.column_types import block_name
 from embatch.errors import InputError
 
 MAX_BLOCK_BYTES: Final = 32 << 20
@@ -37,7 +38,7 @@ class Columns:
         self, key: pa.Array | None, text: pa.Array, kept: Mapping[str, pa.Array]
     ) -> pa.RecordBatch:
         """A batch of `key` (if there is one), `text` and the kept columns."""
-        arrays = {name: kept[name] for name in self.keep}
+        arrays = {block_name(name): kept[name] for name in self.keep}
         named = ({} if key is None else {"key": key}) | {"text": text} | arrays
         return pa.RecordBatch.from_arrays(list(named.values()), names=list(named))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embatch.datasets.column_types import is_text, plain_schema, plain_type
+from embatch.datasets.column_types import KEPT_TEXT, block_name, is_text, plain_schema, plain_type
 from embatch.datasets.columnar import ArrowReader, ParquetReader
 from embatch.datasets.delimited import DelimitedReader
 from embatch.datasets.inputs import (
@@ -27,7 +27,7 @@ from embatch.datasets.spool import KEY_METADATA, spool_stdin
 from embatch.errors import InputError, InvalidRequestError
 
 BLOCK_ROWS: Final = 8192
-RESERVED: Final = frozenset({"key", "row", "text_sha256", "embedding", "owner_row"})
+RESERVED: Final = frozenset({"key", "row", "text_sha256", "embedding", "owner_row", KEPT_TEXT})
 """Names that stages and parts use themselves."""
 _LISTED_COLUMNS: Final = 50
 _STDIN: Final = "-"
@@ -61,7 +61,10 @@ class SourceBlock:
     first: Position
     """The place before its first row."""
     batch: pa.RecordBatch
-    """`key` (string, never null), `text` (string, may be null) and the kept columns."""
+    """`key` (string, never null), `text` (string, may be null) and the kept columns.
+
+    A kept column `text` is named `column_types.KEPT_TEXT` here and in stages.
+    """
 
     @property
     def first_row(self) -> int:
@@ -123,7 +126,7 @@ class Source:
         columns = Columns(
             text=self.text_column,
             key=self.key_column,
-            keep=tuple(name for name in self.keep_columns if name != "text"),
+            keep=self.keep_columns,
         )
         for number in range(place.input, len(self.readers)):
             if number > place.input:
@@ -149,8 +152,8 @@ class Source:
         arrays = {"key": self._keys(batch, first), "text": _strings(batch.column("text"))}
         for name in self.keep_columns:
             # Unsafe only in that large integers among floats are rounded to floats.
-            kind = self.schema.field(name).type
-            arrays[name] = arrays.get(name, batch.column(name)).cast(kind, safe=False)
+            kept = batch.column(block_name(name))
+            arrays[block_name(name)] = kept.cast(self.schema.field(name).type, safe=False)
         return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
 
     def _keys(self, batch: pa.RecordBatch, first: Position) -> pa.Array:
@@ -195,7 +198,7 @@ def open_source(
     text_column = text or _default_text(*known[0])
     if key is None and files[0].spooled:
         key = _spooled_key(known[0][1])
-    _refuse_reserved(named, text_column)
+    _refuse_reserved(named)
     for file, schema in known:
         _check_columns(file, schema, text_column, key, named)
     return Source(
@@ -272,10 +275,9 @@ def _spooled_key(schema: pa.Schema) -> str | None:
     return value.decode() if value else None
 
 
-def _refuse_reserved(keep: tuple[str, ...], text_column: str) -> None:
-    taken = RESERVED | (frozenset() if text_column == "text" else {"text"})
+def _refuse_reserved(keep: tuple[str, ...]) -> None:
     for name in keep:
-        if name in taken:
+        if name in RESERVED:
             raise InvalidRequestError(
                 f"column {name!r} cannot be kept: the output uses this name itself; "
                 "rename the column in the input, or leave it out of --keep"

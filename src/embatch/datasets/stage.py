@@ -1,6 +1,7 @@
 """The frozen copy of each batch's items, on disk until their part is published."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -16,33 +17,10 @@ from embatch.errors import InvalidRequestError, StorageError
 STAGE_ROWS: Final = 8192
 """Items in one record batch of a stage file."""
 DIGEST_BYTES: Final = 32
-
-
-def stage_schema(keep: pa.Schema) -> pa.Schema:
-    """Columns of a stage of items to embed; a kept `text` is the text column itself."""
-    kept = [field for field in keep if field.name != "text"]
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("row", pa.int64(), nullable=False),
-            pa.field("text", pa.string()),
-            pa.field("text_sha256", pa.binary(DIGEST_BYTES), nullable=False),
-            *kept,
-        ]
-    )
-
-
-def copies_schema(keep: pa.Schema) -> pa.Schema:
-    """Columns of a stage of copies: their vectors come from the part of row `owner_row`."""
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("row", pa.int64(), nullable=False),
-            pa.field("text_sha256", pa.binary(DIGEST_BYTES), nullable=False),
-            pa.field("owner_row", pa.int64(), nullable=False),
-            *keep,
-        ]
-    )
+SPOOL_ROWS: Final = 65_536
+"""Copies that wait in memory before they are written as a run."""
+SPOOL_BYTES: Final = 32 << 20
+"""Or their bytes, when kept columns are long."""
 
 
 class StageFile:
@@ -126,3 +104,118 @@ def write_stage(path: Path, items: pa.Table | Iterable[pa.RecordBatch]) -> Stage
                 writer.write_table(pa.Table.from_batches([batch]), max_chunksize=STAGE_ROWS)
         sink.flush()
     return StageFile(path)
+
+
+class CopySpool:
+    """Gathers the rows whose text stands elsewhere, to be taken out in the order of their owners.
+
+    What was added is on disk after `flush`, as one run more in `folder`. Opened with the number of
+    runs that a caller has on record, later ones are deleted: reading goes on from that record.
+    Rows must be added in ascending order.
+    """
+
+    def __init__(self, folder: Path, *, runs: int = 0) -> None:
+        self._folder = folder
+        self._waiting: list[pa.Table] = []
+        self.runs = runs
+        folder.mkdir(parents=True, exist_ok=True)
+        self.truncate(runs)
+
+    def _run(self, number: int) -> StageFile:
+        return StageFile(self._folder / f"run-{number:06d}.arrow")
+
+    def truncate(self, runs: int) -> None:
+        """Keeps the first `runs` runs, and nothing that waits."""
+        for leftover in self._folder.glob(".run-*"):
+            leftover.unlink()
+        for path in self._folder.glob("run-*.arrow"):
+            if int(path.stem.removeprefix("run-")) >= runs:
+                path.unlink()
+        self._waiting.clear()
+        self.runs = runs
+
+    @property
+    def full(self) -> bool:
+        """So much waits in memory that it should be flushed."""
+        rows = sum(table.num_rows for table in self._waiting)
+        size = sum(table.nbytes for table in self._waiting)
+        return bool(rows >= SPOOL_ROWS or size >= SPOOL_BYTES)
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes rows of `key`, `row`, `text_sha256`, `owner_row` and the kept columns."""
+        if rows.num_rows:
+            self._waiting.append(rows)
+
+    def flush(self) -> int:
+        """Writes what waits as a run, fsynced. Gives the number of runs now."""
+        if self._waiting:
+            table = pa.concat_tables(self._waiting)
+            order = np.argsort(table.column("owner_row").to_numpy(), kind="stable")
+            write_stage(self._run(self.runs).path, table.take(pa.array(order)))
+            self.runs += 1
+            self._waiting = []
+        return self.runs
+
+    def merge(self, max_rows: int, *, skip_rows: int = 0) -> Iterator[pa.Table]:
+        """All rows, by owner, in groups of at most `max_rows`; each group is sorted by row.
+
+        `skip_rows` leaves out the first ones: as many as were taken before, whatever the size of
+        the groups was then.
+        """
+        runs = [self._run(number) for number in range(self.runs)]
+        owners = _Owners.gather(self._folder / "owners.bin", runs)
+        try:
+            done = owners.after(owners.starts, skip_rows)
+            while (done < owners.ends).any():
+                ends = owners.after(done, max_rows)
+                pieces = [
+                    runs[number].take(np.arange(done[number], ends[number]) - owners.starts[number])
+                    for number in np.flatnonzero(ends > done).tolist()
+                ]
+                table = pa.concat_tables(pieces)
+                order = np.argsort(table.column("row").to_numpy(), kind="stable")
+                yield table.take(pa.array(order))
+                done = ends
+        finally:
+            owners.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Owners:
+    """The owner rows of all runs in one file, each run sorted: where to cut is a search in it."""
+
+    path: Path
+    starts: NDArray[np.int64]
+    """Where each run begins in the file."""
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def gather(cls, path: Path, runs: Sequence[StageFile]) -> "_Owners":
+        with path.open("wb") as file:
+            for run in runs:
+                for batch in run.read():
+                    file.write(batch.column("owner_row").to_numpy().data)
+        ends = np.cumsum([run.items for run in runs], dtype=np.int64)
+        return cls(path, np.concatenate([[0], ends[:-1]]).astype(np.int64) if runs else ends, ends)
+
+    def after(self, places: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+        """Each run's place `rows` further on, by owner and among equal owners by run."""
+        if rows >= int((self.ends - places).sum()):
+            return self.ends
+        # Mapped for one search only: pages of a mapping count as memory of the process.
+        mapped = np.memmap(self.path, np.int64, mode="r")
+        slices = [mapped[a:b] for a, b in zip(places, self.ends, strict=True)]
+        heads = [part for part in slices if len(part)]
+        low, high = min(int(part[0]) for part in heads), max(int(part[-1]) for part in heads) + 1
+        while high - low > 1:  # the rows of owners before `low` fit, those before `high` do not
+            middle = (low + high) // 2
+            fits = sum(int(np.searchsorted(part, middle)) for part in slices) <= rows
+            low, high = (middle, high) if fits else (low, middle)
+        reached = places + np.array([np.searchsorted(part, low) for part in slices])
+        left = rows - int((reached - places).sum())
+        for number, part in enumerate(slices):
+            of_low = int(np.searchsorted(part, low, side="right"))
+            more = min(left, of_low - int(reached[number] - places[number]))
+            reached[number] += more
+            left -= more
+        return np.asarray(reached, dtype=np.int64)
