@@ -20,7 +20,9 @@ _FEATHER_V1_MAGIC: Final = b"FEA1"
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """A Parquet file that is read as a stream, whatever the size of its row groups."""
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=STREAM_BUFFER)
+    return pq.ParquetFile(
+        path, pre_buffer=False, buffer_size=STREAM_BUFFER, page_checksum_verification=True
+    )
 
 
 def batch_rows(metadata: pq.FileMetaData, names: tuple[str, ...], block_rows: int) -> int:

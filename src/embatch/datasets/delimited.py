@@ -43,9 +43,8 @@ class DelimitedReader:
         keep: tuple[str, ...],  # noqa: ARG002
     ) -> pa.Schema | None:
         """The header's columns, all strings; None for an empty file."""
-        with self._parsing(), self._open_stream() as stream:
-            if not stream.read(len(_BOM) + 1).removeprefix(_BOM):
-                return None
+        if self._empty():
+            return None
         for size in _PARSE_BLOCKS:
             try:
                 with self._parsing(), self._open_stream() as stream:
@@ -57,6 +56,8 @@ class DelimitedReader:
 
     def read(self, columns: Columns, start: int, block_rows: int) -> Iterator[pa.RecordBatch]:
         """The rows from the `start`-th on (the header is none); see `Reader.read`."""
+        if self._empty():
+            return
         row = start
         for size in _PARSE_BLOCKS:
             try:
@@ -67,6 +68,10 @@ class DelimitedReader:
                 continue
             return
         raise self._row_too_long()
+
+    def _empty(self) -> bool:
+        with self._parsing(), self._open_stream() as stream:
+            return not stream.read(len(_BOM) + 1).removeprefix(_BOM)
 
     def _rows(self, columns: Columns, start: int, size: int) -> Iterator[pa.RecordBatch]:
         row = 0

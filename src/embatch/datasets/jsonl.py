@@ -10,6 +10,7 @@ from typing import Any, Final
 import orjson
 import pyarrow as pa
 
+from embatch.datasets.column_types import is_text
 from embatch.datasets.lines import line_blocks, not_utf8, numbered_lines
 from embatch.datasets.readers import Columns
 from embatch.errors import InputError
@@ -43,7 +44,7 @@ class JsonlReader:
         types: dict[str, pa.DataType] = {}
         wanted = {text or "text", *keep} | ({key} if key else set())
         for block in self._objects(_PROBE_ROWS):
-            for name in {name for _, values in block for name in values}:
+            for name in dict.fromkeys(name for _, values in block for name in values):
                 if text is None or name in keep:
                     values = [entry.get(name) for _, entry in block]
                     types[name] = _common_type(types.get(name, pa.null()), _type_of(values))
@@ -52,7 +53,11 @@ class JsonlReader:
             if not keep and wanted <= types.keys():
                 break
         self._types = types
-        return pa.schema(list(types.items())) if types else None
+        if not types:
+            return None
+        # A key of another type is found, with its line, when it is read.
+        shown = types | ({key: pa.null()} if key and not _may_be_key(types.get(key)) else {})
+        return pa.schema([(name, shown[name]) for name in types])
 
     def read(self, columns: Columns, start: int, block_rows: int) -> Iterator[pa.RecordBatch]:
         """The objects from the `start`-th (from 0) on; see `Reader.read`."""
@@ -127,6 +132,10 @@ class JsonlReader:
             except UnicodeEncodeError:
                 return InputError(f"{where}: the string holds half a surrogate pair: mend the line")
         return InputError(f"{self.path}, column {column!r}, cannot be read as strings")
+
+
+def _may_be_key(kind: pa.DataType | None) -> bool:
+    return kind is not None and (is_text(kind) or pa.types.is_integer(kind))
 
 
 def _type_of(values: list[Any]) -> pa.DataType:

@@ -73,6 +73,7 @@ class VectorWriter:
             # Vectors do not compress; dictionaries and statistics of them halve the speed.
             use_dictionary=False,
             write_statistics=["row"],
+            write_page_checksum=True,
             compression={field.name: "snappy" for field in schema if field.name != VECTOR_COLUMN}
             | {f"{VECTOR_COLUMN}.list.element": "none"},
         )
