@@ -153,13 +153,14 @@ def test_an_unfinished_batch_is_finished_by_the_next_to_open_it(
 def test_another_model_never_goes_on_with_a_batch(opened: Any, tmp_path: Path) -> None:
     """Weights or arithmetic that differ leave the batch to the engine it was made for."""
     path = write(tmp_path / "stage.arrow", TEXTS[:10])
-    other, own = FakeEngine(64, "fake", precision="bf16"), FakeEngine(64, "fake")
-    wrong = opened(other)
-    assert wrong.find("label") is None
-    right = opened(own)
-    name = right.submit(path, "label", items=10, priority=0).name
-    assert ended(right, name).done
-    assert (other.texts_embedded, own.texts_embedded) == (0, 10)
+    first = opened(FakeEngine())
+    first._service()[1].stop()
+    name = first.submit(path, "label", items=10, priority=9).name
+    other = opened(FakeEngine(precision="bf16"))
+    later = other.submit(path, "later", items=10, priority=0).name
+    assert ended(other, later).state is JobState.COMPLETED
+    assert other.poll(name).state is JobState.PENDING
+    assert ended(opened(FakeEngine()), name).state is JobState.COMPLETED
 
 
 def test_submitting_a_label_again_gives_the_same_batch(opened: Any, tmp_path: Path) -> None:

@@ -55,12 +55,13 @@ def test_a_batch_is_computed_to_the_end(service: Any) -> None:
     assert service.engine.calls == 4
 
 
-def test_a_wake_up_is_answered_at_once(service: Any) -> None:
-    """A scheduler that would look again in an hour starts a batch when it is woken."""
+def test_a_wake_up_is_answered_at_once(service: Any, eventually: Callable[..., None]) -> None:
+    """A scheduler that would look again in an hour starts a batch when woken, then rests again."""
     scheduler = service.scheduler(idle_poll_s=3600.0)
     batch = service.create(TEXTS)
     scheduler.wake()
     assert service.finished(batch.id).state is JobState.COMPLETED
+    eventually(lambda: not scheduler._wake.is_set())
 
 
 def test_batches_of_other_processes_are_found_without_a_wake_up(service: Any) -> None:
@@ -108,21 +109,24 @@ def test_interactive_calls_go_ahead_of_slices(
     """While an interactive call runs, the next slice waits; the running one is not disturbed."""
     engine = Gated()
     batch = service.create([f"batch {row}" for row in range(20)])
-    scheduler = service.scheduler(engine_for=lambda _: engine)
+    scheduler: Scheduler = service.scheduler(engine_for=lambda _: engine)
     assert engine.waiting.wait(10)
+    interactive = Gated()
+    scheduler._engine_for = lambda model: interactive if model == "now" else engine
     made: list[Embedded] = []
     caller = threading.Thread(
-        target=lambda: made.append(scheduler.embed_now("fake", ["now"], prompt="q: ", dims=4))
+        target=lambda: made.append(scheduler.embed_now("now", ["now"], prompt="q: ", dims=4))
     )
     caller.start()
-    eventually(lambda: len(engine.order) == 2)
-    engine.let_through(1)
-    engine.let_through(1)
+    assert interactive.waiting.wait(10)
+    engine.let_through(2)
+    eventually(lambda: bool(scheduler._gate._waiters) or len(engine.order) > 1)
+    assert engine.order == ["batch 0"]
+    assert service.store.get(batch.id).rows_done == 10
+    interactive.let_through(1)
     caller.join(10)
     assert (made[0].vectors == engine.expected(["now"], prompt="q: ", dims=4)).all()
-    engine.let_through(1)
-    service.finished(batch.id)
-    assert engine.order == ["batch 0", "now", "batch 10"]
+    assert service.finished(batch.id).state is JobState.COMPLETED
 
 
 def test_cancelling_stops_within_a_slice_and_keeps_what_is_done(
