@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import groupby
 
 import numpy as np
@@ -86,4 +87,21 @@ def forget_run(journal: Journal, run_id: str) -> None:
     if run.state not in FINAL_RUN_STATES:
         raise InvalidRequestError(f"run {run.id} is {run.state}: cancel it first, then forget it")
     clear_work(OutputPaths.for_out(run.out).work, everything=True)
+    journal.delete_run(run.id)
+
+
+def take_back(journal: Journal, run_id: str) -> None:
+    """Removes a run that failed before it had a batch, with all that it made of its output.
+
+    The same output then takes the mended input as if nothing had been. A run with batches is
+    left as it is.
+    """
+    run = journal.get_run(run_id)
+    if run.state is not RunState.FAILED or any(True for _ in journal.batches.walk(run.id)):
+        return
+    paths = OutputPaths.for_out(run.out)
+    clear_work(paths.work, everything=True)
+    paths.manifest.unlink(missing_ok=True)
+    with suppress(OSError):  # a folder that holds other things stays
+        paths.parts.rmdir()
     journal.delete_run(run.id)
