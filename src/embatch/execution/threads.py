@@ -227,8 +227,11 @@ class ThreadExecutor:
                 try:
                     self._journal.leases.renew([token], lease_s=LEASE_S)
                 except LeaseLostError:
-                    # The step that held it is refused when it journals; nothing is written twice.
-                    log.warning("a lease was lost while its step ran")
+                    with self._holding:
+                        ended = token not in self._held
+                    if not ended:
+                        # The step is refused when it journals; nothing is written twice.
+                        log.warning("a lease was lost while its step ran")
                 except EmbatchError as error:
                     log.warning("leases could not be renewed: %s", error)
 

@@ -62,6 +62,7 @@ def advance_planning(context: RunContext, token: str, stopping: Callable[[], boo
     """Takes one planning step under the run's planning lease; ends early when `stopping()`."""
     if context.run().state is RunState.PLANNING:
         _STEPS[Plan.of(context).phase](context, token, stopping)
+        pa.default_memory_pool().release_unused()
 
 
 def open_run_source(context: RunContext) -> Source:
