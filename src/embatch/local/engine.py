@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from embatch.errors import ConfigError, InvalidRequestError
-from embatch.local.graph import build_graph
+from embatch.local.calibration import TEXTS
+from embatch.local.graph import Linear, build_graph, plain_linear
 from embatch.local.models import ModelFolder, find_model
 from embatch.local.packing import Pack, pack
 from embatch.local.precision import Precision, cores, resolve_precision
+from embatch.local.quantize import calibrate
 from embatch.types.results import Embedded, Matrix
 from embatch.vectors import truncate
 
@@ -54,7 +56,7 @@ class Engine:
         hashed = self._workers.submit(model.check_weights)
         try:
             self._tokenizer = _load_tokenizer(model)
-            compiled = _compile(model, precision, threads)
+            compiled = _compile(model, self._tokenizer, precision, threads)
             self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
             for _ in range(threads):
                 self._requests.put(compiled.create_infer_request())
@@ -211,10 +213,8 @@ def _load_tokenizer(model: ModelFolder) -> Tokenizer:
     return tokenizer
 
 
-def _compile(model: ModelFolder, precision: Precision, threads: int) -> Any:
-    if precision is Precision.INT8:
-        raise ConfigError("int8 needs calibrated ranges, which this version does not ship yet")
-    graph = build_graph(model)
+def _compile(model: ModelFolder, tokenizer: Tokenizer, precision: Precision, threads: int) -> Any:
+    graph = build_graph(model, _linear(model, tokenizer, precision))
     options = {
         "INFERENCE_PRECISION_HINT": precision.runtime_hint(),
         "NUM_STREAMS": str(threads),
@@ -222,6 +222,18 @@ def _compile(model: ModelFolder, precision: Precision, threads: int) -> Any:
         "ENABLE_CPU_PINNING": "NO",
     }
     return ov.Core().compile_model(graph, "CPU", options)
+
+
+def _linear(model: ModelFolder, tokenizer: Tokenizer, precision: Precision) -> Linear:
+    if precision is not Precision.INT8:
+        return plain_linear
+    if model.architecture is None:
+        raise ConfigError(
+            f"{model.name} is a ready graph, and int8 is made from safetensors: "
+            "give precision auto, f32 or bf16"
+        )
+    encodings = tokenizer.encode_batch_fast(list(TEXTS))
+    return calibrate(model, [np.array(encoding.ids, dtype=np.int32) for encoding in encodings])
 
 
 def _check_texts(texts: Sequence[str]) -> None:
