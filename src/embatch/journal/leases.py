@@ -15,7 +15,7 @@ from embatch.journal.schema import batches_table, events_table, runs_table
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
 RECENT_S = 60.0
-"""A run with an event in this time counts as worked on."""
+"""A run whose due step is no older than this, in seconds, counts as worked on."""
 _ACTIVE = tuple(
     state.value
     for state in BatchState
@@ -192,7 +192,7 @@ class LeaseTable:
         return min((value for value in values if value is not None), default=None)
 
     def is_worked(self, run_id: str, *, now: float) -> bool:
-        """Some process took a step of the run within the last lease, or holds one."""
+        """Some process holds a lease of the run, or takes its steps when they are due."""
         table = batches_table.c
         with self._database.read() as connection:
             lease_now = self._database.lease_now(connection)
@@ -206,14 +206,20 @@ class LeaseTable:
                     runs_table.c.id == run_id, runs_table.c.lease_expires_at >= lease_now
                 )
             ).first()
+            due = connection.execute(
+                select(func.min(table.next_at)).where(
+                    table.run_id == run_id, table.state.in_(_ACTIVE)
+                )
+            ).scalar()
             latest = connection.execute(
                 select(events_table.c.at)
                 .where(events_table.c.run_id == run_id)
                 .order_by(events_table.c.id.desc())
                 .limit(1)
             ).scalar()
-        recent = latest is not None and latest > now - RECENT_S
-        return held is not None or planned is not None or recent
+        # A batch under way is due again long before anything happens to it.
+        moved = latest if due is None else due
+        return held is not None or planned is not None or (moved or 0.0) > now - RECENT_S
 
 
 def _free(table: Table, lease_now: float) -> ColumnElement[bool]:
