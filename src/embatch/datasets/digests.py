@@ -5,6 +5,7 @@ Memory stays within a fixed budget whatever the number of rows: digests go to di
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -114,9 +115,10 @@ def read_digest(
     shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True)
-        reading = _Pass.begin(source, folder, memory_bytes)
-        reading.read(on_progress)
-        return reading.join(reuse)
+        with ExitStack() as stack:
+            reading = _Pass.begin(source, folder, memory_bytes, stack)
+            reading.read(on_progress)
+            return reading.join(reuse)
     except OSError as error:
         raise storage_error(folder, error) from error
 
@@ -128,6 +130,8 @@ class _Pass:
     source: Source
     folder: Path
     memory_bytes: int
+    stack: ExitStack
+    """Removes the scratch files at the end, whatever it is."""
     texts: DigestRuns
     keys: DigestRuns | None
     rows: int = 0
@@ -136,14 +140,19 @@ class _Pass:
     longest_bytes: int = 0
 
     @classmethod
-    def begin(cls, source: Source, folder: Path, memory_bytes: int) -> "_Pass":
-        named = source.key_column is not None
+    def begin(cls, source: Source, folder: Path, memory_bytes: int, stack: ExitStack) -> "_Pass":
+        def runs(name: str) -> DigestRuns:
+            created = DigestRuns.create(folder, name, memory_bytes)
+            stack.callback(created.delete)
+            return created
+
         return cls(
             source=source,
             folder=folder,
             memory_bytes=memory_bytes,
-            texts=DigestRuns.create(folder, "texts", memory_bytes),
-            keys=DigestRuns.create(folder, "keys", memory_bytes) if named else None,
+            stack=stack,
+            texts=runs("texts"),
+            keys=None if source.key_column is None else runs("keys"),
         )
 
     def read(self, on_progress: Callable[[int], None] | None) -> None:
@@ -189,7 +198,9 @@ class _Pass:
     def join(self, reuse: Iterable[Records] | None) -> Digest:
         old = None if reuse is None else self._old_runs(reuse)
         copies = RunFile(self.folder / "copies.runs", PAIR, "row")
+        self.stack.callback(copies.delete)
         reused = RunFile(self.folder / "reused.runs", PAIR, "row")
+        self.stack.callback(reused.delete)
         _join_runs(self.texts, old, copies, reused)
         saved = np.zeros(3, dtype=np.int64)
         with (
@@ -201,9 +212,6 @@ class _Pass:
                 _write_pairs(reused_file, reused_pairs, REUSED, "old_row")
                 size = copy_pairs["size"].sum() + reused_pairs["size"].sum()
                 saved += (len(copy_pairs), len(reused_pairs), size)
-        for temporary in (self.texts, old, copies, reused):
-            if temporary is not None:
-                temporary.delete()
         fsync_path(self.folder / _COPIES_FILE)
         fsync_path(self.folder / _REUSED_FILE)
         digest = Digest(
@@ -222,6 +230,7 @@ class _Pass:
 
     def _old_runs(self, reuse: Iterable[Records]) -> DigestRuns:
         old = DigestRuns.create(self.folder, "old", self.memory_bytes)
+        self.stack.callback(old.delete)
         for records in reuse:
             old.add(records)
         old.flush()

@@ -140,12 +140,14 @@ class PartWriter:
 
     def abort(self) -> None:
         """Deletes the unfinished file. Safe to call twice, and after `finish`."""
-        writer, self._writer = self._writer, None
+        if self._ended:
+            return
         self._ended = True
-        if writer is not None:
+        if self._writer is not None:
             with suppress(OSError):  # the disk that refused before may refuse the footer too
-                writer.close(flush=False)
-            self.path.unlink(missing_ok=True)
+                self._writer.close(flush=False)
+        self._writer = None
+        self.path.unlink(missing_ok=True)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

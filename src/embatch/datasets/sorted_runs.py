@@ -23,7 +23,7 @@ RECORD: Final = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8"), ("siz
 """The first 128 bits of a SHA-256, the row it is of, and the size of its text in bytes."""
 PAIR: Final = np.dtype([("row", "<i8"), ("owner_row", "<i8"), ("size", "<i8")])
 """A row, and the earlier row (or the row of another output) whose text is the same."""
-MEMORY_BYTES: Final = 64 << 20
+MEMORY_BYTES: Final = 16 << 20
 _SORTING_BYTES: Final = 256
 """Memory that sorting takes a record, copies and index arrays included, rounded up."""
 _FENCE_RECORDS: Final = 1024
@@ -124,7 +124,7 @@ class RunFile:
         return records
 
     def delete(self) -> None:
-        """Closes and removes the file."""
+        """Closes and removes the file. Safe to call twice."""
         self._file.close()
         self._path.unlink(missing_ok=True)
 

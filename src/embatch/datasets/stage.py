@@ -63,8 +63,10 @@ class StageFile:
     def take(self, indices: ArrayLike) -> pa.Table:
         """The items at these indices (from 0), in the order asked; reads only the batches hit."""
         wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.items):
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.items:
             raise InvalidRequestError(f"{self.path} has the items 0..{self.items - 1}")
+        if not wanted.size:
+            return self.schema.empty_table()
         batch_of = np.searchsorted(self._starts, wanted, side="right") - 1
         order = np.argsort(batch_of, kind="stable")
         numbers, firsts = np.unique(batch_of[order], return_index=True)

@@ -62,14 +62,16 @@ def verify_parts(
     """
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    reading = _Reading.begin(parts, work, memory_bytes)
     try:
-        reading = _Reading.begin(parts, work, memory_bytes)
         for path in parts:
             reading.check(path, dims=dims, normalized=normalized)
         reading.compare(expected)
         reading.find_repeated()
         return reading.report()
     finally:
+        reading.keys.delete()
+        reading.rows.delete()
         shutil.rmtree(work, ignore_errors=True)
 
 
