@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from embatch.datasets.column_types import block_name
 from embatch.datasets.digests import Digest
 from embatch.datasets.sorted_runs import text_digests
 from embatch.journal.records import Failure
@@ -26,7 +27,7 @@ class Chooser:
             "copies": (digest.copies["row"], digest.copies["owner_row"]),
             "reused": (digest.reused["row"], digest.reused["old_row"]),
         }
-        self._keep = keep
+        self._keep = [block_name(name) for name in keep]
         self._done = done
 
     def to_embed(self, first_row: int, batch: pa.RecordBatch) -> tuple[pa.Table, list[Failure]]:

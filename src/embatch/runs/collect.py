@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from embatch.datasets.column_types import block_name
 from embatch.datasets.parts import FinishedPart, PartWriter, publish_part
 from embatch.datasets.stage import StageFile, write_stage
 from embatch.errors import AlignmentError, NotFoundError
@@ -111,7 +112,7 @@ def _yielded_nothing(step: Step) -> Outcome:
 def write_part(step: Step, stage: StageFile, matrix: Matrix, good: Any) -> FinishedPart:
     """Writes the rows of `stage` that are `good`, with their vectors, to a hidden file."""
     context = step.context
-    columns = ["key", "row", "text_sha256", *context.config.keep]
+    columns = ["key", "row", "text_sha256", *map(block_name, context.config.keep)]
     with PartWriter(
         context.paths.parts,
         number=step.batch.number,
