@@ -1,8 +1,8 @@
 """The demo's texts: the documentation of the Python standard library on this machine."""
 
 import ast
-import inspect
 import sysconfig
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +11,14 @@ SKIPPED = frozenset(
     {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 )
 """Folders of the library that hold no documentation of its own."""
-MIN_CHARS = 40
-"""Shorter docstrings say too little to be searched for."""
-MAX_CHARS = 600
-"""Longer ones are cut: their beginning says what they are about."""
+MIN_CHARS = 30
+"""Shorter texts say too little to be searched for."""
+MAX_CHARS = 400
 _Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def library_docstrings() -> Iterator[tuple[str, str]]:
-    """Qualified name and documentation of every public module, class and function.
+    """Qualified name and first paragraph of every documented public module, class and function.
 
     They are read from the sources, in the order of their files; nothing is imported. A name that
     is defined twice is given once.
@@ -48,9 +47,9 @@ def _documented(module: str, path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _walk(name: str, node: ast.Module | _Definition) -> Iterator[tuple[str, str]]:
-    text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "")
+    text = _first_paragraph(ast.get_docstring(node) or "")
     if len(text) >= MIN_CHARS:
-        yield name, _cut(text)
+        yield name, text
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return  # what is defined inside a function cannot be called from elsewhere
     for child in node.body:
@@ -62,9 +61,6 @@ def _is_private(name: str) -> bool:
     return name.startswith("_") and name != "__init__"
 
 
-def _cut(text: str) -> str:
-    """The text up to the last whole line, or word, within the limit."""
-    if len(text) <= MAX_CHARS:
-        return text
-    head = text[:MAX_CHARS]
-    return head[: max(head.rfind("\n"), head.rfind(" "))].rstrip()
+def _first_paragraph(docstring: str) -> str:
+    """What a docstring is about, on one line."""
+    return textwrap.shorten(docstring.split("\n\n")[0], MAX_CHARS, placeholder=" …")
