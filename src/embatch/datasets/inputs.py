@@ -1,6 +1,8 @@
 """Which files an input means, what they are, and whether they are still the same."""
 
 import glob
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -117,16 +119,33 @@ def find_inputs(pattern: str) -> list[Path]:
 
 def identify(file: InputFile) -> InputIdentity:
     """The identity of a file as it is now. Raises `InputError` when it cannot be read."""
-    try:
+    size, mtime_ns = _stat(file)
+    if file.spooled:
+        with _readable(file):
+            sha256 = file_sha256(file.path)
+        return InputIdentity(path=file.path.name, size_bytes=size, sha256=sha256)
+    with _readable(file), file.path.open("rb"):
+        pass
+    return InputIdentity(path=str(file.path), size_bytes=size, mtime_ns=mtime_ns)
+
+
+def same(file: InputFile, known: InputIdentity) -> bool:
+    """The file is still the one of this identity; of a spool file only the size is looked at."""
+    size, mtime_ns = _stat(file)
+    return size == known.size_bytes and (file.spooled or mtime_ns == known.mtime_ns)
+
+
+def _stat(file: InputFile) -> tuple[int, int]:
+    with _readable(file):
         stat = file.path.stat()
-        if file.spooled:
-            return InputIdentity(
-                path=file.path.name, size_bytes=stat.st_size, sha256=file_sha256(file.path)
-            )
-        with file.path.open("rb"):
-            pass
+    return stat.st_size, stat.st_mtime_ns
+
+
+@contextmanager
+def _readable(file: InputFile) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise InputError(f"{file.path} is gone: put the input back") from error
     except OSError as error:
         raise InputError(f"{file.path} cannot be read: {error.strerror}") from error
-    return InputIdentity(path=str(file.path), size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)

@@ -19,6 +19,7 @@ from embatch.datasets.inputs import (
     classify,
     find_inputs,
     identify,
+    same,
 )
 from embatch.datasets.jsonl import JsonlReader
 from embatch.datasets.lines import TextReader
@@ -106,9 +107,7 @@ class Source:
             self._verify_input(number)
 
     def _verify_input(self, number: int) -> None:
-        before = self.identity[number]
-        now = identify(self.files[number])
-        if now != before:
+        if not same(self.files[number], self.identity[number]):
             raise InputError(
                 f"{self.files[number].path} changed since this run was planned: "
                 "put the old file back, or start a new output (with --reuse to keep its vectors)"

@@ -1,9 +1,10 @@
 """Is an output whole: every part readable and unchanged, every key and row once."""
 
-import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 import numpy as np
@@ -57,22 +58,19 @@ def verify_parts(
     """Reads all parts, in constant memory.
 
     `expected` is the manifest's list: parts that it lacks, parts that lack, and other content than
-    it names are problems; None looks at the parts alone. `work` is a folder for scratch files,
-    removed at the end.
+    it names are problems; None looks at the parts alone. Scratch files go to a folder of their own
+    in `work`, removed at the end.
     """
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    reading = _Reading.begin(parts, work, memory_bytes)
-    try:
+    work.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="verify-", dir=work) as scratch, ExitStack() as stack:
+        reading = _Reading.begin(parts, Path(scratch), memory_bytes)
+        stack.callback(reading.keys.delete)
+        stack.callback(reading.rows.delete)
         for path in parts:
             reading.check(path, dims=dims, normalized=normalized)
         reading.compare(expected)
         reading.find_repeated()
         return reading.report()
-    finally:
-        reading.keys.delete()
-        reading.rows.delete()
-        shutil.rmtree(work, ignore_errors=True)
 
 
 @dataclass(slots=True)
