@@ -120,10 +120,7 @@ def _input_range(seen: Observed) -> tuple[Tensor, float, float]:
     smooth = largest**_MIGRATION / np.maximum(seen.weights, _TINY) ** (1 - _MIGRATION)
     smooth = (smooth / smooth.mean()).astype(np.float32)
     low, high = float((seen.lowest / smooth).min()), float((seen.highest / smooth).max())
-    if -low * 8 < high:  # one-sided, as after an activation: unsigned, with all steps in use
-        return smooth, min(low, 0.0), high
-    bound = max(-low, high)
-    return smooth, -bound * 128 / 127, bound
+    return smooth, min(low, 0.0), max(high, 0.0)
 
 
 def _round_weight(weight: Tensor) -> tuple[NDArray[np.int8], Tensor]:
