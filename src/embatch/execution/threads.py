@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -95,7 +96,7 @@ class ThreadExecutor:
             while not self._stopping.is_set():
                 if not self._step(run_ids):
                     self._rest(run_ids)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - a thread's outer edge: `work` raises it
             self._failure = error
             self._stopping.set()
 
@@ -118,11 +119,12 @@ class ThreadExecutor:
                 code = type(error).__name__ if isinstance(error, EmbatchError) else "StorageError"
                 fail_run(self._journal, run.id, str(error), code=code, now=self._clock())
                 return True
-            except Exception as error:
-                log.exception("run %s: a step broke", run.id)
-                fail_run(
-                    self._journal, run.id, f"{type(error).__name__}: {error}", now=self._clock()
-                )
+            except Exception as error:  # noqa: BLE001 - a step's outer edge: it is recorded
+                # Where, not what: the message of a foreign error may hold a user's text.
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                what = f"unexpected {type(error).__name__} at {place.name}:{place.lineno}"
+                log.error("run %s: a step broke: %s", run.id, what)
+                fail_run(self._journal, run.id, what, now=self._clock())
                 return True
         return False
 

@@ -47,6 +47,8 @@ def finish_run(context: RunContext) -> None:
         run.id, event, expected=RunState.RUNNING, now=context.now(), finished_at=context.now()
     )
     context.checkpoint("finish.journaled")
+    for leftover in paths.parts.glob(".part-*.tmp"):  # of steps that died while writing
+        leftover.unlink(missing_ok=True)
     clear_work(paths.work, everything=not counts.failed)
     if paths.single_file is not None and not counts.failed:
         for part in parts:

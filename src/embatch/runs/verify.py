@@ -20,6 +20,9 @@ ZERO_VECTOR = RowError(
     code="zero_vector", message="the vector is all zeros and has no direction", transient=True
 )
 
+UNIT_TOLERANCE = 1e-5
+"""Vectors so near to length 1 stay as they came, to the bit."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
@@ -112,8 +115,13 @@ class Join:
             self._errors[index] = ZERO_VECTOR
         if not self._space.normalized:
             return block
-        sound = np.where(finite[:, None], block, np.float32(0.0))
-        return vectors.normalize(sound)
+        lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
+        off = finite & (np.abs(lengths - 1.0) > UNIT_TOLERANCE)
+        if not off.any():
+            return block
+        mended = block.copy()
+        mended[off] = vectors.normalize(block[off])
+        return mended
 
     def _first_of_each(self, places: NDArray[np.int64], block: Matrix) -> NDArray[np.bool_]:
         """Which lines are the first for their item; the others must bear the same vector."""
