@@ -13,8 +13,9 @@ import pyarrow.csv
 from embatch.datasets.readers import Columns, pieces
 from embatch.errors import InputError
 
-_PARSE_BLOCKS: Final = (4 << 20, 64 << 20, 1 << 30)
-"""Bytes parsed at a time. A row must fit in one: the next size is for files with longer rows."""
+_PARSE_BLOCKS: Final = (1 << 20, 32 << 20, 1 << 30)
+"""Bytes parsed at a time. A row must fit in one, else the next size is tried. A few dozen
+are parsed ahead."""
 _TOO_LONG: Final = "straddles two block boundaries"
 _ROW: Final = re.compile(r"Row #(\d+)")
 _COLUMNS: Final = re.compile(r"Expected (\d+) columns, got (\d+)")

@@ -63,6 +63,20 @@ def test_the_file_is_all_parts_by_row(
     assert hidden == []
 
 
+def test_more_parts_than_are_read_side_by_side(tmp_path, write_part, vectors_of):
+    """Forty parts over the same rows are merged on disk in steps."""
+    rows = list(range(2000))
+    for number in range(40):
+        write_part(number, rows[number::40])
+    parts = sorted(tmp_path.glob("part-*"))
+    assert assemble_parquet(parts, tmp_path / "x.parquet") == 2000
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert table["row"].to_pylist() == rows
+    flat = table["embedding"].combine_chunks().flatten().to_numpy()
+    assert np.array_equal(flat.reshape(-1, 8), vectors_of(rows))
+    assert len(list(tmp_path.iterdir())) == 41
+
+
 def test_a_row_in_two_parts_is_refused(tmp_path, write_part):
     """Nothing is written, and a file from before stays."""
     write_part(0, [1, 2, 3])

@@ -29,6 +29,13 @@ def old_blocks(texts):
         yield digest_records(digests, np.array([row for row, _ in part], np.int64))
 
 
+def write_in_threes(folder, rows, write_rows):
+    """Files of three rows: a source gives no block of more, so that runs are short too."""
+    for start in range(0, len(rows), 3):
+        write_rows(folder / f"{start:04}.jsonl", rows[start : start + 3])
+    return str(folder / "*.jsonl")
+
+
 def naive(texts, old):
     """Copies and reused rows by a dictionary."""
     known = {text: row for row, text in reversed(list(enumerate(old))) if text}
@@ -50,9 +57,9 @@ def naive(texts, old):
 def test_digests_find_what_a_dictionary_finds(write_rows, texts, old):
     """Every later row of a text names its first row, unless an earlier output has the text."""
     with tempfile.TemporaryDirectory() as folder:
-        path = write_rows(Path(folder) / "a.jsonl", [{"text": text} for text in texts])
+        rows = [{"text": text} for text in texts]
         digest = read_digest(
-            open_source([str(path)]),
+            open_source([write_in_threes(Path(folder), rows, write_rows)]),
             Path(folder) / "digest",
             reuse=None if old is None else old_blocks(old),
             memory_bytes=TINY,
@@ -83,8 +90,7 @@ def test_a_key_that_stands_twice_is_refused(write_rows, keys):
     """Duplicate keys are refused, naming a key and two rows that bear it; others pass."""
     with tempfile.TemporaryDirectory() as folder:
         rows = [{"id": key, "text": "t"} for key in keys]
-        path = write_rows(Path(folder) / "a.jsonl", rows)
-        source = open_source([str(path)], key="id")
+        source = open_source([write_in_threes(Path(folder), rows, write_rows)], key="id")
         doubled = {str(key) for key, count in Counter(keys).items() if count > 1}
         if not doubled:
             assert read_digest(source, Path(folder) / "d", memory_bytes=TINY).rows == len(keys)
