@@ -1,7 +1,6 @@
 """Looks at everything that embatch needs on a machine, one thing after the other."""
 
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from embatch import __version__
 from embatch.cli import figures
+from embatch.cli.quote import free_bytes
 from embatch.errors import EmbatchError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _look_at_journal(url: str) -> str:
 
 
 def _look_at_disk(home: Path) -> str:
-    free = shutil.disk_usage(next(place for place in (home, *home.parents) if place.exists())).free
+    free = free_bytes(home)
     if free < FREE_BYTES:
         raise EmbatchError(
             f"{figures.size(free)} free in {home}: free some space, "

@@ -35,6 +35,15 @@ Out = Annotated[
         "-o", "--out", metavar="OUT", help="Folder, or .parquet or .npy file, for the vectors."
     ),
 ]
+OptionalOut = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--out",
+        metavar="OUT",
+        help="Where the vectors would go: the disk to look at.  Default: this folder.",
+    ),
+]
 OutArgument = Annotated[
     str, typer.Argument(metavar="OUT", help="Output of a run: its folder or file.")
 ]

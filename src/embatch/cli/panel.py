@@ -1,8 +1,10 @@
 """How a run shows itself while it works: a live panel, or plain lines without a terminal."""
 
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -17,6 +19,8 @@ from embatch.cli import figures
 from embatch.runs.status import RunStatus
 from embatch.types.state import BatchState, RunState
 
+PACE_S = 30.0
+"""The pace is that of so many last seconds."""
 LINE_EVERY_S = 5.0
 """Seconds between two plain lines while nothing but the numbers changes."""
 MAX_WIDTH = 100
@@ -32,6 +36,28 @@ STATE_STYLES: Mapping[RunState, str] = {
     RunState.COMPLETED_WITH_FAILURES: "yellow",
     RunState.FAILED: "red",
 }
+
+
+class Pace:
+    """Rows a second as seen here: finer than the journal's, which knows whole batches only."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def measured(self, status: RunStatus) -> RunStatus:
+        """The status with the rate and the time left of the last `PACE_S` seconds."""
+        if status.finished or status.rows is None:
+            return status
+        now, decided = self._clock(), status.done + status.failed
+        self._seen.append((now, decided))
+        while now - self._seen[0][0] > PACE_S:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        if now - since < PACE_S / 10 or decided <= before:
+            return status
+        rate = (decided - before) / (now - since)
+        return replace(status, rows_per_s=rate, eta_s=(status.rows - decided) / rate)
 
 
 class View(AbstractContextManager["View"], Protocol):
@@ -58,7 +84,8 @@ class LivePanel:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._live = Live(console=console, auto_refresh=False)
+        self._pace = Pace()
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -75,7 +102,8 @@ class LivePanel:
     def show(self, status: RunStatus) -> None:
         """Draws the panel anew."""
         width = min(self._console.width, MAX_WIDTH)
-        self._live.update(draw_panel(status, now=time.time(), width=width), refresh=True)
+        panel = draw_panel(self._pace.measured(status), now=time.time(), width=width)
+        self._live.update(panel, refresh=True)
 
     def note(self, text: str) -> None:
         """A line above the panel."""
@@ -88,6 +116,7 @@ class PlainLines:
     def __init__(self, console: Console, *, every_s: float | None) -> None:
         self._console = console
         self._every_s = every_s
+        self._pace = Pace()
         self._state: str | None = None
         self._next_at = 0.0
 
@@ -104,7 +133,7 @@ class PlainLines:
 
     def show(self, status: RunStatus) -> None:
         """Prints a line if one is due."""
-        now = time.monotonic()
+        status, now = self._pace.measured(status), time.monotonic()
         due = status.state != self._state or now >= self._next_at
         if self._every_s is None or not due:
             return

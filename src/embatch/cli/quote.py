@@ -1,5 +1,6 @@
 """The quote of `embatch plan`: asked of the run's own code, shown as a small table."""
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ def quote_inputs(
     model: str | None,
     text: str | None,
     key: str | None,
+    keep: Sequence[str],
     dims: int | None,
     task_type: str | None,
     precision: str,
@@ -38,7 +40,7 @@ def quote_inputs(
 
     settings, hooks = load_settings(), session.hooks or Hooks()
     with tempfile.TemporaryDirectory(prefix="embatch-plan-") as scratch:
-        source = open_source(inputs, text=text, key=key, spool=Path(scratch) / "spool")
+        source = open_source(inputs, text=text, key=key, keep=keep, spool=Path(scratch) / "spool")
         opened = open_provider(
             provider or settings.provider or "local",
             model=model or settings.model,
@@ -61,10 +63,16 @@ def quote_inputs(
             opened.close()
 
 
-def print_quote(session: Session, quote: "Quote") -> None:
-    """The quote as a table, or as the object of `--json`."""
+def free_bytes(out: Path) -> int:
+    """Free space on the disk that holds `out`, or would."""
+    path = out.absolute()
+    return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+
+
+def print_quote(session: Session, quote: "Quote", *, free: int) -> None:
+    """The quote as a table, or as the object of `--json`. `free` is the disk's space in bytes."""
     if session.as_json:
-        session.emit(quote.to_json())
+        session.emit(quote.to_json() | {"free_bytes": free})
         return
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
@@ -73,6 +81,12 @@ def print_quote(session: Session, quote: "Quote") -> None:
     for words, value, remark in _lines(quote):
         table.add_row(words, value, remark)
     session.out.print(table)
+    if quote.vector_bytes > free:
+        session.note(
+            f"warning: the vectors need {figures.size(quote.vector_bytes)}, "
+            f"and the disk has {figures.size(free)} free",
+            style="yellow",
+        )
     if quote.too_small:
         session.say(
             f"Under 100 to 200 rows an interactive API is as good; this is "

@@ -85,21 +85,24 @@ def plan(
     model: options.Model = None,
     text: options.Text = None,
     key: options.Key = None,
+    keep: options.Keep = None,
     dims: options.Dims = None,
     task_type: options.TaskType = None,
     precision: options.Precision = "auto",
     max_batch_items: options.MaxBatchItems = None,
     max_batch_tokens: options.MaxBatchTokens = None,
     reuse: options.Reuse = None,
+    out: options.OptionalOut = None,
     as_json: options.Json = False,
 ) -> None:
     """Quote a run: rows, tokens, batches, cost, time and space. Submits nothing."""
-    from embatch.cli.quote import print_quote, quote_inputs
+    from embatch.cli.quote import free_bytes, print_quote, quote_inputs
 
     session = Session.of(context, as_json=as_json)
     quoted = quote_inputs(
         session,
         inputs,
+        keep=options.split_columns(keep),
         provider=provider,
         model=options.absolute_model(model),
         text=text,
@@ -111,7 +114,7 @@ def plan(
         max_batch_tokens=max_batch_tokens,
         reuse=None if reuse is None else str(reuse.absolute()),
     )
-    print_quote(session, quoted)
+    print_quote(session, quoted, free=free_bytes(out or Path.cwd()))
 
 
 def resume(
