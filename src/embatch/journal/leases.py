@@ -179,7 +179,11 @@ class LeaseTable:
         return freed
 
     def next_due(self, run_id: str) -> float | None:
-        """When the earliest unfinished batch is due; None when all are finished."""
+        """When the run's next step is due; None when no step is left.
+
+        Batches that wait to be begun count only while none is under way: the end of one is what
+        makes room for them.
+        """
         table = batches_table.c
         earliest = [
             select(func.min(table.next_at))
@@ -188,8 +192,8 @@ class LeaseTable:
             for state in _UNFINISHED
         ]
         with self._database.read() as connection:
-            values = connection.execute(select(*earliest)).one()
-        return min((value for value in values if value is not None), default=None)
+            *active, planned = connection.execute(select(*earliest)).one()
+        return min((moment for moment in active if moment is not None), default=planned)
 
     def is_worked(self, run_id: str, *, now: float) -> bool:
         """Some process holds a lease of the run, or takes its steps when they are due."""

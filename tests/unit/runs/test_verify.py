@@ -79,12 +79,12 @@ def test_one_key_with_two_vectors_is_refused(split: bool) -> None:
     """Which of the two is right cannot be known."""
     vectors = truth(2)
     joining = join(2)
+    last = block([0, 0], vectors)
+    if split:
+        joining.add(block([0], vectors[[0]]))
+        last = block([0], vectors[[1]])
     with pytest.raises(AlignmentError, match="item 0 came twice with different vectors"):
-        if split:
-            joining.add(block([0], vectors[[0]]))
-            joining.add(block([0], vectors[[1]]))
-        else:
-            joining.add(block([0, 0], vectors))
+        joining.add(last)
 
 
 @pytest.mark.parametrize(
