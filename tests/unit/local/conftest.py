@@ -12,22 +12,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 WORDS = [
-    "the",
-    "a",
-    "red",
-    "blue",
-    "small",
-    "old",
-    "river",
-    "house",
-    "tree",
-    "runs",
-    "sleeps",
-    "over",
-    "under",
-    "near",
-    "and",
-    "very",
+    *("the", "a", "red", "blue", "small", "old", "river", "house"),
+    *("tree", "runs", "sleeps", "over", "under", "near", "and", "very"),
 ]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 HIDDEN, HEADS, LAYERS, WIDE, POSITIONS = 24, 3, 2, 40, 64
