@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,20 +140,21 @@ def _check_vectors(name: str, block: Matrix, start: int, space: Space) -> Iterat
 
 def _check_keys(keys_file: Path, expected: int, work: Path) -> Iterator[str]:
     work.mkdir(parents=True)
-    keys, count, last = DigestRuns.create(work, "keys", MEMORY_BYTES), 0, -1
-    with open_parquet(keys_file) as file:
-        for batch in file.iter_batches(BLOCK_ROWS, columns=["key", "row"]):
-            rows = batch.column("row").to_numpy()
-            keys.add(digest_records(text_digests(batch.column("key")), rows))
-            if (np.diff(rows, prepend=last) <= 0).any():
-                yield f"{keys_file.name}: the row numbers do not ascend"
-            count, last = count + len(rows), int(rows[-1])
-    keys.flush()
-    for repeated in keys.repeated():
-        for row, first in zip(
-            repeated["row"].tolist(), repeated["owner_row"].tolist(), strict=True
-        ):
-            yield f"{keys_file.name}: rows {first} and {row} bear the same key"
+    with ExitStack() as stack:
+        keys = DigestRuns.create(work, "keys", MEMORY_BYTES)
+        stack.callback(keys.delete)
+        count, last = 0, -1
+        with open_parquet(keys_file) as file:
+            for batch in file.iter_batches(BLOCK_ROWS, columns=["key", "row"]):
+                rows = batch.column("row").to_numpy()
+                keys.add(digest_records(text_digests(batch.column("key")), rows))
+                if (np.diff(rows, prepend=last) <= 0).any():
+                    yield f"{keys_file.name}: the row numbers do not ascend"
+                count, last = count + len(rows), int(rows[-1])
+        keys.flush()
+        for found in keys.repeated():
+            for row, first in zip(found["row"].tolist(), found["owner_row"].tolist(), strict=True):
+                yield f"{keys_file.name}: rows {first} and {row} bear the same key"
     if count != expected:
         yield f"{keys_file.name}: {count} keys for {expected} vectors"
 
