@@ -18,6 +18,9 @@ from embatch.errors import AlignmentError, InvalidRequestError, StorageError
 
 OPEN_PARTS: Final = 16
 """Parts that are read side by side; of more over the same rows some are merged on disk first."""
+_CURSOR_BYTES: Final = 1 << 20
+"""Vectors read at a time of each part; reading takes several times as much."""
+_CURSOR_ROWS: Final = 8192
 _KEY_GROUP_ROWS: Final = 65_536
 
 Piece = tuple[pa.Table, Matrix]
@@ -32,6 +35,7 @@ class _Span:
     low: int
     high: int
     rows: int
+    dims: int
 
 
 def assemble_parquet(
@@ -98,7 +102,8 @@ def _survey(parts: Sequence[Path], schema: pa.Schema | None) -> tuple[list[_Span
         if rows:
             bounds = [group_bounds(group) for group in groups]
             low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
-            spans.append(_Span(path=path, low=low, high=high, rows=rows))
+            dims = found.field(VECTOR_COLUMN).type.list_size
+            spans.append(_Span(path=path, low=low, high=high, rows=rows, dims=dims))
     if schema is None:
         raise InvalidRequestError("no parts to assemble, and no schema for an empty output")
     return spans, schema
@@ -119,6 +124,7 @@ def _sorted_rows(spans: list[_Span], schema: pa.Schema, target: Path) -> Iterato
                 low=min(span.low for span in chosen),
                 high=max(span.high for span in chosen),
                 rows=sum(span.rows for span in chosen),
+                dims=chosen[0].dims,
             )
             spans = [span for span in spans if span not in chosen] + [merged]
         yield from _merged(spans)
@@ -135,11 +141,16 @@ def _most_crowded(spans: Sequence[_Span]) -> list[_Span]:
     return crowd
 
 
+def cursor_rows(dims: int) -> int:
+    """Rows read at a time of each part."""
+    return max(1, min(_CURSOR_BYTES // (4 * dims), _CURSOR_ROWS))
+
+
 class _Cursor:
     """A part that is read from its beginning, a piece at a time."""
 
     def __init__(self, span: _Span) -> None:
-        self._batches = read_part(span.path)
+        self._batches = read_part(span.path, batch_rows=cursor_rows(span.dims))
         self._path = span.path
         self.rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self.advance()

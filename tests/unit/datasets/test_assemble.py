@@ -38,7 +38,7 @@ def test_the_file_is_all_parts_by_row(
     schema = part_schema(8, pa.schema([("n", pa.int64())]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("embatch.datasets.assemble.OPEN_PARTS", open_parts)
-        patch.setattr("embatch.datasets.parts.reader_rows", lambda dims: piece)
+        patch.setattr("embatch.datasets.assemble.cursor_rows", lambda dims: piece)
         count = assemble_parquet(parts[::-1], folder / "x.parquet", schema=schema)
         assert count == len(good)
         assert (
