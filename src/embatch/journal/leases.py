@@ -193,7 +193,10 @@ class LeaseTable:
         ]
         with self._database.read() as connection:
             *active, planned = connection.execute(select(*earliest)).one()
-        return min((moment for moment in active if moment is not None), default=planned)
+        due: float | None = min(
+            (moment for moment in active if moment is not None), default=planned
+        )
+        return due
 
     def is_worked(self, run_id: str, *, now: float) -> bool:
         """Some process holds a lease of the run, or takes its steps when they are due."""
