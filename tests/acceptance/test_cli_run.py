@@ -296,3 +296,47 @@ def test_doctor_finds_a_journal_that_cannot_be_written(shell) -> None:
     ill = shell.type("doctor", "--journal", "file/journal.db", "--json")
     assert ill.code == 1
     assert [one["what"] for one in ill.json["findings"] if not one["well"]] == ["journal"]
+
+
+def test_search_refuses_another_space(shell) -> None:
+    """Vectors of other weights are not compared with the query's."""
+    write_texts(shell, 5)
+    shell.type("run", "in.jsonl", "-o", "out")
+    manifest = shell.folder / "out" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    values["space"]["weights_sha256"] = "0" * 64
+    manifest.write_text(json.dumps(values))
+    ended = shell.type("search", "out", "text 3")
+    assert ended.code == 2
+    assert "weights_sha256" in ended.err
+
+
+def test_search_names_what_is_no_output(shell) -> None:
+    """A folder without a manifest."""
+    ended = shell.type("search", ".", "text 3")
+    assert ended.code == 2
+    assert "manifest.json" in ended.err
+
+
+def test_the_demo_embeds_and_searches_and_does_it_once(shell) -> None:
+    """Thousands of docstrings, three searches with scores; again, it only searches."""
+    first = shell.type("demo", "--json")
+    assert first.code == 0, first.err
+    assert first.json["written"] == first.json["rows"] > 2000
+    assert [len(search["hits"]) for search in first.json["searches"]] == [3, 3, 3]
+    again = shell.type("demo", "--json").json
+    assert (again["id"], again["finished_at"]) == (first.json["id"], first.json["finished_at"])
+    shown = shell.type("demo")
+    assert "read a file line by line" in shown.out
+    assert "embatch search embatch-demo/vectors" in shown.out
+    assert shell.type("verify", "embatch-demo/vectors").code == 0
+
+
+def test_a_closed_pipe_is_no_error(shell) -> None:
+    """`embatch … | head` ends without a traceback."""
+    write_texts(shell, 5)
+    process = shell.start("runs", "--json")
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert "Traceback" not in errors

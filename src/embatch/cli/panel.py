@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import PurePath
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -253,7 +254,8 @@ def _row_facts(status: RunStatus) -> Text:
 
 
 def _space(status: RunStatus) -> str:
-    parts = [status.provider, status.model, status.precision, f"{status.dims} dims"]
+    model = PurePath(status.model).name if PurePath(status.model).is_absolute() else status.model
+    parts = [status.provider, model, status.precision, f"{status.dims} dims"]
     if status.name:
         parts.append(status.id)
     return " · ".join(part for part in parts if part)
