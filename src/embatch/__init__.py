@@ -2,8 +2,7 @@
 
 import embatch
 
-client = embatch.Client()
-batch = client.async_batch_embed_contents(["first text", "second text"], display_name="two texts")
+status = embatch.run(["first text", "second text"], "vectors")
 """
 
 from importlib import import_module
@@ -31,7 +30,9 @@ from embatch.errors import (
 
 if TYPE_CHECKING:
     from embatch import vectors
+    from embatch.api import Run, get_run, list_runs, run, submit
     from embatch.client import AsyncClient, Client, RetryPolicy
+    from embatch.runs.status import RunStatus
     from embatch.types.batch import EmbedContentBatch, EmbedContentBatchStats
     from embatch.types.embedding import BatchEmbeddings, ContentEmbedding, RowError
     from embatch.types.state import JobState
@@ -50,6 +51,12 @@ _LAZY = {
     "RetryPolicy": "embatch.client",
     "RowError": "embatch.types.embedding",
     "TaskType": "embatch.types.task",
+    "Run": "embatch.api",
+    "get_run": "embatch.api",
+    "list_runs": "embatch.api",
+    "run": "embatch.api",
+    "submit": "embatch.api",
+    "RunStatus": "embatch.runs.status",
 }
 _MODULES = ("vectors",)
 
@@ -79,9 +86,15 @@ __all__ = [
     "RateLimitError",
     "RetryPolicy",
     "RowError",
+    "Run",
+    "RunStatus",
     "SpaceMismatchError",
     "TaskType",
     "__version__",
+    "get_run",
+    "list_runs",
+    "run",
+    "submit",
     "vectors",
 ]
 

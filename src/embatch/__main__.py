@@ -1,0 +1,7 @@
+"""`python -m embatch` is the command `embatch`."""
+
+import sys
+
+from embatch.cli import main
+
+sys.exit(main())

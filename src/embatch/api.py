@@ -1,0 +1,256 @@
+"""Runs from Python: `embatch.run`, `embatch.submit`, `embatch.get_run`, `embatch.list_runs`."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from embatch.datasets.output import OutputPaths
+from embatch.datasets.source import open_source
+from embatch.datasets.spool import spool_data
+from embatch.environment import Environment
+from embatch.errors import InvalidRequestError, error_named
+from embatch.execution.threads import ThreadExecutor
+from embatch.journal.records import Failure, RunRecord
+from embatch.runs.config import RunConfig
+from embatch.runs.end import cancel_run, forget_run, retry_run
+from embatch.runs.outputs import read_output
+from embatch.runs.start import start_run, wake_run
+from embatch.runs.status import RunStatus, read_status
+from embatch.types.results import Matrix
+from embatch.types.state import FINAL_RUN_STATES, RunState
+
+PROGRESS_S = 0.5
+"""Seconds between two calls of `on_progress`."""
+STOPPED_STATES = FINAL_RUN_STATES | {
+    RunState.PARKED,
+    RunState.NEEDS_PERSON,
+    RunState.OVER_BUDGET,
+}
+"""States in which waiting in this process brings nothing more."""
+
+
+class Run:
+    """A run in the journal: look at it, wait for it, read what it wrote.
+
+    The run is durable; this object is only a way to reach it. Close it, or use it in `with`.
+    """
+
+    def __init__(self, environment: Environment, run_id: str) -> None:
+        self._environment = environment
+        self.id = run_id
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id}>"
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the journal. The run itself is not touched."""
+        self._environment.close()
+
+    @property
+    def out(self) -> str:
+        """The output's path, as it was given, absolute."""
+        return self._record().out
+
+    def status(self) -> RunStatus:
+        """How the run stands now."""
+        return read_status(self._environment.journal, self.id, now=self._environment.now())
+
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        on_progress: Callable[[RunStatus], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> RunStatus:
+        """Works on the run in this process until it ends, beside other processes that do.
+
+        `timeout` in seconds ends the waiting, never the run; `stop` is asked often and ends it
+        too. `on_progress` is called with the status about twice a second and once at the end.
+        """
+        environment = self._environment
+        deadline = None if timeout is None else time.monotonic() + timeout
+        next_report = time.monotonic()
+
+        def over() -> bool:
+            nonlocal next_report
+            now = time.monotonic()
+            if on_progress is not None and now >= next_report:
+                next_report = now + PROGRESS_S
+                on_progress(self.status())
+            if (deadline is not None and now >= deadline) or (stop is not None and stop()):
+                return True
+            return self._record().state in STOPPED_STATES
+
+        try:
+            if self._record().state not in STOPPED_STATES:
+                executor = ThreadExecutor(
+                    environment.journal, environment.context, clock=environment.hooks.clock
+                )
+                executor.work([self.id], until=over)
+        finally:
+            environment.close_providers()
+        status = self.status()
+        if on_progress is not None:
+            on_progress(status)
+        return status
+
+    def resume(self) -> "Run":
+        """Sets a stopped run going again: `wait()` or a worker goes on with it."""
+        wake_run(self._environment.journal, self.id, now=self._environment.now())
+        return self
+
+    def cancel(self) -> RunStatus:
+        """Stops the run for good reason of yours; what is written stays, `resume` goes on."""
+        world, config = self._environment, RunConfig.from_json(self._record().config)
+        cancel_run(world.journal, self.id, lambda: world.provider(config), now=world.now())
+        world.close_providers()
+        return self.status()
+
+    def retry(self) -> int:
+        """Enters the failed rows once more, those whose text was kept. Gives how many."""
+        return retry_run(self._environment.journal, self.id, now=self._environment.now())
+
+    def failures(self) -> Iterator[Failure]:
+        """The rows that have no vector, in row order, each with its reason."""
+        return self._environment.journal.failures(self.id)
+
+    def read(self) -> Iterator[tuple[pa.RecordBatch, Matrix]]:
+        """What was written so far: rows (`key`, `row`, `text_sha256`, kept columns) and vectors.
+
+        In blocks of `n` rows with a float32 matrix `[n, dims]`, in constant memory.
+        """
+        return read_output(OutputPaths.for_out(self._record().out))
+
+    def forget(self) -> None:
+        """Removes the run from the journal with the texts kept for `retry`; the output stays."""
+        forget_run(self._environment.journal, self.id)
+
+    def _record(self) -> RunRecord:
+        return self._environment.journal.get_run(self.id)
+
+
+def submit(
+    data: Any,
+    out: str | Path,
+    *,
+    provider: str | None = None,
+    model: str | None = None,
+    text: str | None = None,
+    key: str | None = None,
+    keep: Sequence[str] = (),
+    dims: int | None = None,
+    task_type: str | None = None,
+    precision: str = "auto",
+    reuse: str | Path | None = None,
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    priority: int = 0,
+    journal: str | None = None,
+    environment: Environment | None = None,
+    **options: Any,
+) -> Run:
+    """Enters a run in the journal and returns at once; the same `out` again gives the same run.
+
+    `data` is a path or glob, a sequence of them as `Path`s, an iterable of texts or of
+    `(key, text)`, an Arrow table or a DataFrame; what has no file is kept as one in the output.
+    `options` are the operational settings of `RunConfig`: `max_batch_items`, `max_batch_tokens`,
+    `poll_interval_s`, `too_long` ("send", "cut" or "fail") and `alert_below_pct`.
+
+    Raises InvalidRequestError for arguments or an output that do not fit, InputError for data
+    that cannot be read, SpaceMismatchError when `out` holds vectors of another space.
+    """
+    world = environment or Environment.open(journal=journal)
+    try:
+        paths = OutputPaths.for_out(str(out))
+        spool = paths.work / "spool"
+        inputs = _inputs(data, spool)
+        source = open_source(inputs, text=text, key=key, keep=keep, spool=spool)
+        config = RunConfig(
+            inputs=tuple(str(file.path) for file in source.files),
+            out=str(paths.out),
+            provider=provider or world.settings.provider or "local",
+            model=model or world.settings.model,
+            text=source.text_column,
+            key=source.key_column,
+            keep=source.keep_columns,
+            dims=dims,
+            task_type=task_type,
+            precision=precision,
+            reuse=None if reuse is None else str(Path(reuse).absolute()),
+            **options,
+        )
+        run = start_run(
+            world.journal,
+            config,
+            source,
+            world.provider(config).space,
+            now=world.now(),
+            name=name,
+            tags=tags,
+            priority=priority,
+        )
+    except BaseException:
+        if environment is None:
+            world.close()
+        raise
+    return Run(world, run.id)
+
+
+def run(
+    data: Any,
+    out: str | Path,
+    *,
+    timeout: float | None = None,
+    on_progress: Callable[[RunStatus], None] | None = None,
+    **settings: Any,
+) -> RunStatus:
+    """Embeds `data` into `out` and returns when it is done; the same call again resumes.
+
+    Takes what `submit` takes. Raises EmbatchError when the run fails; rows that fail are data:
+    see `status.failed` and the output's failures.jsonl.
+    """
+    with submit(data, out, **settings) as handle:
+        status = handle.wait(timeout, on_progress=on_progress)
+    if status.state is RunState.FAILED:
+        raise error_named(status.error_code, f"run {status.id} failed: {status.error}")
+    return status
+
+
+def get_run(run_id: str, *, journal: str | None = None) -> Run:
+    """The run with this id or name, from any process that reaches the journal."""
+    environment = Environment.open(journal=journal)
+    try:
+        return Run(environment, environment.journal.get_run(run_id).id)
+    except BaseException:
+        environment.close()
+        raise
+
+
+def list_runs(
+    *, tags: Mapping[str, str] | None = None, journal: str | None = None
+) -> list[RunStatus]:
+    """How every run stands, newest first; those alone that bear all `tags`."""
+    with Environment.open(journal=journal) as environment:
+        return [
+            read_status(environment.journal, record.id, now=environment.now())
+            for record in environment.journal.list_runs(tags=tags)
+        ]
+
+
+def _inputs(data: Any, spool: Path) -> list[str]:
+    if isinstance(data, (str, Path)):
+        return [str(data)]
+    if isinstance(data, Sequence) and data and all(isinstance(item, Path) for item in data):
+        return [str(item) for item in data]
+    if isinstance(data, Sequence) and not data:
+        raise InvalidRequestError("no data: the sequence is empty")
+    return [str(spool_data(data, spool))]

@@ -1,0 +1,185 @@
+"""Arguments and options that several commands take, each said once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from embatch.cli.logs import start_logging
+from embatch.errors import InvalidRequestError
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT…",
+        help="Parquet, Arrow, CSV, TSV, JSONL or text files, globs, or - for JSONL on stdin.",
+        show_default=False,
+    ),
+]
+RunName = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="Id, beginning of an id, name or output of a run."),
+]
+OptionalRunName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="Id, beginning of an id, name or output of a run; the latest run if left out.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--out", metavar="OUT", help="Folder, or .parquet or .npy file, for the vectors."
+    ),
+]
+OptionalOut = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--out",
+        metavar="OUT",
+        help="Where the vectors would go: the disk to look at.  Default: this folder.",
+    ),
+]
+OutArgument = Annotated[
+    str, typer.Argument(metavar="OUT", help="Output of a run: its folder or file.")
+]
+Provider = Annotated[
+    str | None,
+    typer.Option(
+        "--provider", help="Who embeds: local is the engine on this machine.  Default: local."
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="M",
+        help="Name or folder of the model.  Local default: all-MiniLM-L6-v2.",
+    ),
+]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        metavar="COL",
+        help="Column to embed.  Default: text, else the only string column.",
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", metavar="COL", help="Column of unique keys.  Default: the row number."),
+]
+Keep = Annotated[
+    str | None,
+    typer.Option("--keep", metavar="COL,COL", help="Columns to carry into the output."),
+]
+Dims = Annotated[
+    int | None,
+    typer.Option(
+        "--dims", metavar="N", min=1, help="Values of each vector.  Default: all of the model."
+    ),
+]
+TaskType = Annotated[
+    str | None,
+    typer.Option("--task-type", metavar="T", help="What the vectors are for, as the model knows."),
+]
+Precision = Annotated[
+    Literal["auto", "f32", "bf16", "int8"],
+    typer.Option("--precision", help="Arithmetic of the local engine."),
+]
+MaxBatchItems = Annotated[
+    int | None,
+    typer.Option("--max-batch-items", metavar="N", min=1, help="Most rows in one batch."),
+]
+MaxBatchTokens = Annotated[
+    int | None,
+    typer.Option("--max-batch-tokens", metavar="N", min=1, help="Most tokens in one batch."),
+]
+PollInterval = Annotated[
+    float | None,
+    typer.Option(
+        "--poll-interval",
+        metavar="S",
+        min=0.01,
+        help="Seconds between two looks at a batch.  Default: by its size.",
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout", metavar="S", min=0.0, help="Stop waiting after so many seconds (exit 5)."
+    ),
+]
+Priority = Annotated[
+    int, typer.Option("--priority", metavar="P", help="Higher is worked on first.")
+]
+Reuse = Annotated[
+    Path | None,
+    typer.Option(
+        "--reuse", metavar="OLD_OUT", help="Take vectors of equal texts from this earlier output."
+    ),
+]
+TooLong = Annotated[
+    Literal["send", "cut", "fail"],
+    typer.Option(
+        "--too-long", help="Texts over the model's limit: let it cut them, or fail the row."
+    ),
+]
+AlertBelow = Annotated[
+    float,
+    typer.Option(
+        "--alert-below", metavar="PCT", min=0.0, max=100.0, help="Warn, and exit 3, under this."
+    ),
+]
+Name = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="A name to call the run by.")
+]
+Tags = Annotated[
+    list[str] | None, typer.Option("--tag", metavar="K=V", help="A tag; may be given often.")
+]
+NoWait = Annotated[
+    bool, typer.Option("--no-wait", help="Submit, print how to go on, and return at once.")
+]
+Journal = Annotated[
+    str | None,
+    typer.Option(
+        "--journal",
+        metavar="URL",
+        help="Database of runs: a file or URL.  Default: in EMBATCH_HOME.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")]
+LogFormat = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(
+        "--log-format",
+        help="Write the log to standard error, as lines or as JSON.",
+        callback=start_logging,
+        show_default=False,
+    ),
+]
+
+
+def split_columns(value: str | None) -> list[str]:
+    """The columns that "a,b" names."""
+    return [name.strip() for name in (value or "").split(",") if name.strip()]
+
+
+def absolute_model(model: str | None) -> str | None:
+    """A model's folder by its absolute path, so that other processes find it; a name as it is."""
+    return str(Path(model).absolute()) if model and Path(model).is_dir() else model
+
+
+def parse_tags(tags: Sequence[str] | None) -> dict[str, str]:
+    """The tags that "k=v" words give. InvalidRequestError for a word without both."""
+    parsed = {}
+    for tag in tags or ():
+        name, equals, value = tag.partition("=")
+        if not (name and equals):
+            raise InvalidRequestError(f"--tag {tag!r} is no tag: give --tag KEY=VALUE")
+        parsed[name] = value
+    return parsed

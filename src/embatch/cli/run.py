@@ -1,0 +1,267 @@
+"""Commands that make runs, and that work on them."""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embatch.cli import options
+from embatch.cli.session import Session, find_run
+from embatch.errors import InputError, InvalidRequestError, error_named
+from embatch.types.state import IN_FLIGHT_BATCH_STATES, BatchState, RunState
+
+if TYPE_CHECKING:
+    from embatch.api import Run
+    from embatch.environment import Environment
+    from embatch.runs.status import RunStatus
+
+
+def run(
+    context: typer.Context,
+    inputs: options.Inputs,
+    out: options.Out,
+    provider: options.Provider = None,
+    model: options.Model = None,
+    text: options.Text = None,
+    key: options.Key = None,
+    keep: options.Keep = None,
+    dims: options.Dims = None,
+    task_type: options.TaskType = None,
+    precision: options.Precision = "auto",
+    max_batch_items: options.MaxBatchItems = None,
+    max_batch_tokens: options.MaxBatchTokens = None,
+    poll_interval: options.PollInterval = None,
+    timeout: options.Timeout = None,
+    priority: options.Priority = 0,
+    reuse: options.Reuse = None,
+    too_long: options.TooLong = "send",
+    alert_below: options.AlertBelow = 95.0,
+    name: options.Name = None,
+    tag: options.Tags = None,
+    journal: options.Journal = None,
+    log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
+    no_wait: options.NoWait = False,
+    as_json: options.Json = False,
+) -> None:
+    """Embed a dataset into OUT; the same command again resumes it."""
+    session = Session.of(context, journal=journal, as_json=as_json)
+    tags = options.parse_tags(tag)
+    with session.environment() as environment:
+        handle = _submit(
+            environment,
+            inputs,
+            out,
+            provider=provider,
+            model=options.absolute_model(model),
+            text=text,
+            key=key,
+            keep=options.split_columns(keep),
+            dims=dims,
+            task_type=task_type,
+            precision=precision,
+            reuse=reuse,
+            name=name,
+            tags=tags,
+            priority=priority,
+            max_batch_items=max_batch_items,
+            max_batch_tokens=max_batch_tokens,
+            poll_interval_s=poll_interval,
+            too_long=too_long,
+            alert_below_pct=alert_below,
+        )
+        if no_wait:
+            _submit_and_leave(session, environment, handle, timeout=timeout)
+        else:
+            work_on(session, environment, handle, timeout=timeout)
+
+
+def plan(
+    context: typer.Context,
+    inputs: options.Inputs,
+    provider: options.Provider = None,
+    model: options.Model = None,
+    text: options.Text = None,
+    key: options.Key = None,
+    keep: options.Keep = None,
+    dims: options.Dims = None,
+    task_type: options.TaskType = None,
+    precision: options.Precision = "auto",
+    max_batch_items: options.MaxBatchItems = None,
+    max_batch_tokens: options.MaxBatchTokens = None,
+    reuse: options.Reuse = None,
+    out: options.OptionalOut = None,
+    as_json: options.Json = False,
+) -> None:
+    """Quote a run: rows, tokens, batches, cost, time and space. Submits nothing."""
+    from embatch.cli.quote import free_bytes, print_quote, quote_inputs
+
+    session = Session.of(context, as_json=as_json)
+    quoted = quote_inputs(
+        session,
+        inputs,
+        keep=options.split_columns(keep),
+        provider=provider,
+        model=options.absolute_model(model),
+        text=text,
+        key=key,
+        dims=dims,
+        task_type=task_type,
+        precision=precision,
+        max_batch_items=max_batch_items,
+        max_batch_tokens=max_batch_tokens,
+        reuse=None if reuse is None else str(reuse.absolute()),
+    )
+    print_quote(session, quoted, free=free_bytes(out or Path.cwd()))
+
+
+def resume(
+    context: typer.Context,
+    run: options.RunName,
+    timeout: options.Timeout = None,
+    journal: options.Journal = None,
+    log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
+    as_json: options.Json = False,
+) -> None:
+    """Go on with a run that was stopped, cancelled or failed."""
+    from embatch.api import Run
+
+    session = Session.of(context, journal=journal, as_json=as_json)
+    with session.environment() as environment:
+        handle = Run(environment, find_run(environment, run).id).resume()
+        work_on(session, environment, handle, timeout=timeout)
+
+
+def retry(
+    context: typer.Context,
+    run: options.RunName,
+    timeout: options.Timeout = None,
+    no_wait: options.NoWait = False,
+    journal: options.Journal = None,
+    log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
+    as_json: options.Json = False,
+) -> None:
+    """Send the failed rows of a finished run once more."""
+    from embatch.api import Run
+
+    session = Session.of(context, journal=journal, as_json=as_json)
+    with session.environment() as environment:
+        handle = Run(environment, find_run(environment, run).id)
+        rows = handle.retry()
+        if not rows:
+            raise InvalidRequestError(
+                f"run {handle.id} keeps no text that could be tried again: "
+                f"embatch failures {handle.id} tells why its rows failed"
+            )
+        if no_wait:
+            _submit_and_leave(session, environment, handle, timeout=timeout)
+        else:
+            work_on(session, environment, handle, timeout=timeout)
+
+
+def cancel(
+    context: typer.Context,
+    run: options.RunName,
+    journal: options.Journal = None,
+    as_json: options.Json = False,
+) -> None:
+    """Stop a run; what is written stays, and resume goes on with it."""
+    from embatch.api import Run
+
+    session = Session.of(context, journal=journal, as_json=as_json)
+    with session.environment() as environment:
+        status = Run(environment, find_run(environment, run).id).cancel()
+    if session.as_json:
+        session.emit(status.to_json())
+    session.say(f"run {status.id} is cancelled; go on with: embatch resume {status.id}")
+
+
+def worker(
+    context: typer.Context,
+    once: Annotated[
+        bool, typer.Option("--once", help="End when no run is left to work on.")
+    ] = False,
+    journal: options.Journal = None,
+    log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
+    as_json: options.Json = False,
+) -> None:
+    """Work every run of the journal, until it is stopped."""
+    from embatch.cli.working import work_all
+
+    session = Session.of(context, journal=journal, as_json=as_json)
+    with session.environment() as environment:
+        raise typer.Exit(work_all(session, environment, once=once))
+
+
+def work_on(
+    session: Session, environment: "Environment", handle: "Run", *, timeout: float | None
+) -> None:
+    """Works on a run, reports its end and leaves with the exit code of it.
+
+    A run that was refused for its data before anything was sent is taken back: nothing is left.
+    """
+    from embatch.cli.work import report, wait_for
+
+    status, interrupted = wait_for(session, handle, timeout=timeout)
+    _refuse(environment, status)
+    raise typer.Exit(report(session, status, interrupted))
+
+
+def _submit_and_leave(
+    session: Session, environment: "Environment", handle: "Run", *, timeout: float | None
+) -> None:
+    """Plans the run, sends what the provider takes at once, and says how to go on."""
+    from embatch.cli.work import wait_for
+    from embatch.runs.config import RunConfig
+
+    config = RunConfig.from_json(environment.journal.get_run(handle.id).config)
+    in_flight = environment.provider(config).limits.max_in_flight_batches
+
+    def sent(status: "RunStatus") -> bool:
+        if status.state is RunState.PLANNING:
+            return False
+        if sum(status.batches.get(state.value, 0) for state in IN_FLIGHT_BATCH_STATES) >= in_flight:
+            return True
+        unsent = environment.journal.batches.walk(handle.id, states=_UNSENT)
+        return not any(batch.kind == "embed" for batch in unsent)
+
+    status, _ = wait_for(session, handle, timeout=timeout, enough=sent)
+    _refuse(environment, status)
+    if session.as_json:
+        session.emit(status.to_json() | {"exit_code": 0})
+    session.say(f"run {status.id} is submitted; work on it with: embatch resume {status.id}")
+    session.say(f"or leave it to a worker (embatch worker), and look: embatch watch {status.id}")
+
+
+_UNSENT = (BatchState.PLANNED, BatchState.UPLOADING, BatchState.UPLOADED)
+
+
+def _refuse(environment: "Environment", status: "RunStatus") -> None:
+    """Takes a run back whose data was refused before any batch was made, and raises its error."""
+    from embatch.runs.end import take_back
+
+    if status.state is not RunState.FAILED or status.batches:
+        return
+    error = error_named(status.error_code, str(status.error))
+    if isinstance(error, InputError):
+        take_back(environment.journal, status.id)
+        raise error
+
+
+def _submit(environment: "Environment", inputs: Sequence[str], out: Path, **settings: Any) -> "Run":
+    """Enters the run. A refused call leaves no trace of an output that was not there before."""
+    from embatch.api import submit
+    from embatch.datasets.output import OutputPaths
+
+    try:
+        return submit([Path(name) for name in inputs], out, environment=environment, **settings)
+    except BaseException:
+        paths = OutputPaths.for_out(str(out))
+        if not paths.manifest.exists():
+            shutil.rmtree(paths.work / "spool", ignore_errors=True)
+            with suppress(OSError):  # folders that hold other things stay
+                paths.work.rmdir()
+                paths.parts.rmdir()
+        raise

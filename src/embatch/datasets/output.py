@@ -1,0 +1,73 @@
+"""Where an output keeps its parts, manifest and failures."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from embatch.datasets.durable import write_whole
+from embatch.errors import InvalidRequestError
+
+_SINGLE_FILES: Final = frozenset({".parquet", ".npy"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputPaths:
+    """The paths of one output, all absolute. Nothing needs to exist."""
+
+    out: Path
+    """What the user named: a folder, or one `.parquet` or `.npy` file."""
+    parts: Path
+    """The folder of the parts."""
+    manifest: Path
+    failures: Path
+    work: Path
+    """The folder of stages and whatever else a run needs while it works."""
+    single_file: Path | None
+    """The one file to assemble; None for a folder of parts."""
+    keys_file: Path | None
+    """The keys beside an `.npy` file."""
+
+    @classmethod
+    def for_out(cls, out: str) -> "OutputPaths":
+        """The paths of the output that the user calls `out`."""
+        path = Path(out).absolute()
+        single = path.suffix.lower() in _SINGLE_FILES
+        if single and path.is_dir():
+            raise InvalidRequestError(f"{out} is a folder: an output of this name is one file")
+        if not single and path.is_file():
+            raise InvalidRequestError(
+                f"{out} is a file: name a folder, or a file that ends in .parquet or .npy"
+            )
+        base = path.with_suffix(".embatch") if single else path
+        npy = path.suffix.lower() == ".npy"
+        return cls(
+            out=path,
+            parts=base,
+            manifest=base / "manifest.json",
+            failures=base / "failures.jsonl",
+            work=base / ("work" if single else ".work"),
+            single_file=path if single else None,
+            keys_file=path.with_suffix(".keys.parquet") if npy else None,
+        )
+
+
+def write_failures(path: Path, failures: Iterable[Mapping[str, Any]]) -> int:
+    """Writes `{key, row, code, message, attempts}` a line, whole or not at all. Gives how many."""
+    count = 0
+    with write_whole(path) as temporary, temporary.open("wb") as stream:
+        for failure in failures:
+            stream.write(orjson.dumps(failure, option=orjson.OPT_APPEND_NEWLINE))
+            count += 1
+    return count
+
+
+def read_failures(path: Path) -> Iterator[dict[str, Any]]:
+    """The failures that `write_failures` wrote, in their order; none when there is no file."""
+    if not path.exists():
+        return
+    with path.open("rb") as stream:
+        for line in stream:
+            yield orjson.loads(line)

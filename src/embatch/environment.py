@@ -1,0 +1,119 @@
+"""What a process brings to its runs: settings, the journal, and the providers it has opened."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from embatch.config import Settings, load_settings
+from embatch.datasets.output import OutputPaths
+from embatch.journal.records import RunRecord
+from embatch.journal.store import Journal
+from embatch.providers.base import Provider
+from embatch.providers.opening import open_provider
+from embatch.runs.config import RunConfig
+from embatch.runs.context import RunContext, no_checkpoint
+from embatch.types.embedding import Space
+from embatch.types.results import TextEngine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What tests put in place of the real thing."""
+
+    clock: Callable[[], float] = time.time
+    """Seconds since 1970."""
+    checkpoint: Callable[[str], None] = no_checkpoint
+    """Called with a name at every point where a crash must do no harm."""
+    open_engine: Callable[..., TextEngine] | None = None
+    """`open_engine(model, precision=…)` in place of the local engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The journal and the providers of one process. A context manager; `close` ends both."""
+
+    settings: Settings
+    journal: Journal
+    hooks: Hooks = field(default_factory=Hooks)
+    _providers: dict[tuple[Any, ...], Provider] = field(default_factory=dict)
+    _opening: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def open(
+        cls,
+        settings: Settings | None = None,
+        *,
+        journal: str | None = None,
+        hooks: Hooks | None = None,
+    ) -> "Environment":
+        """Opens the journal that the settings, or `journal`, name."""
+        settings = settings or load_settings(journal=journal)
+        return cls(settings, Journal.open(settings.journal), hooks or Hooks())
+
+    def __enter__(self) -> "Environment":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return self.hooks.clock()
+
+    def provider(self, config: RunConfig) -> Provider:
+        """The provider that a run asks for, opened once for all runs of the same space."""
+        wanted = (config.provider, config.model, config.precision, config.dims, config.task_type)
+        with self._opening:
+            if wanted not in self._providers:
+                self._providers[wanted] = open_provider(
+                    config.provider,
+                    model=config.model or self.settings.model,
+                    precision=config.precision,
+                    dims=config.dims,
+                    task_type=config.task_type,
+                    folder=self.settings.home / "service",
+                    open_engine=self.hooks.open_engine,
+                    checkpoint=self.hooks.checkpoint,
+                )
+            return self._providers[wanted]
+
+    def context(self, run: RunRecord) -> RunContext:
+        """The world of one run; its provider is opened. Refuses another space than the run's."""
+        config = RunConfig.from_json(run.config)
+        provider = self.provider(config)
+        space = Space.from_json(dict(run.space))
+        require_space(provider.space, space, run.id)
+        return RunContext(
+            journal=self.journal,
+            run_id=run.id,
+            config=config,
+            space=space,
+            paths=OutputPaths.for_out(config.out),
+            provider=provider,
+            clock=self.hooks.clock,
+            checkpoint=self.hooks.checkpoint,
+        )
+
+    def close_providers(self) -> None:
+        """Ends what the providers do in this process; the journal stays open."""
+        with self._opening:
+            for provider in self._providers.values():
+                provider.close()
+            self._providers.clear()
+
+    def close(self) -> None:
+        """Closes the providers and the journal. Safe to call twice."""
+        self.close_providers()
+        self.journal.close()
+
+
+def require_space(here: Space, there: Space, what: str) -> None:
+    """Raises SpaceMismatchError unless the provider's space is that of the vectors at hand."""
+    from embatch.errors import SpaceMismatchError
+
+    if (difference := here.difference(there)) is not None:
+        raise SpaceMismatchError(
+            f"{what} cannot go on with this provider: {difference} (there is the run's own)"
+        )

@@ -1,0 +1,1 @@
+"""The journal: the database of runs and batches, and its only writer."""

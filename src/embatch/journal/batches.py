@@ -1,0 +1,327 @@
+"""Batches in the journal: entering, guarded changes of state, and sums over them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from embatch.errors import LeaseLostError, NotFoundError, TransitionRefusedError
+from embatch.journal.database import Database
+from embatch.journal.entries import adopted_values, enter_batches, enter_failures
+from embatch.journal.records import AdoptedPart, BatchRecord, Failure, NewBatch, RunCounts
+from embatch.journal.rows import batch_record, record_event
+from embatch.journal.schema import batches_table, failures_table, runs_table
+from embatch.journal.sums import count_rows, published_pace
+from embatch.types.state import (
+    FINAL_BATCH_STATES,
+    BatchEvent,
+    BatchState,
+    RunEvent,
+    RunState,
+    next_batch_state,
+    next_run_state,
+)
+
+PAGE_ROWS = 500
+
+
+class BatchTable:
+    """The batches of all runs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # Entering
+
+    def add_planned(
+        self,
+        run_id: str,
+        token: str,
+        *,
+        batches: Sequence[NewBatch],
+        failures: Sequence[Failure],
+        plan: Mapping[str, Any],
+        now: float,
+    ) -> None:
+        """Enters what one planning step made, with the planner's new position, all or nothing.
+
+        Raises LeaseLostError when another process plans the run by now.
+        """
+        with self._database.write() as connection:
+            changed = connection.execute(
+                update(runs_table)
+                .where(runs_table.c.id == run_id, runs_table.c.lease_token == token)
+                .values(plan=dict(plan), updated_at=now)
+            )
+            if changed.rowcount != 1:
+                raise LeaseLostError(f"run {run_id} is planned by another process now")
+            enter_batches(connection, run_id, batches, now)
+            enter_failures(connection, run_id, failures)
+
+    def add_adopted(self, run_id: str, parts: Sequence[AdoptedPart], *, now: float) -> None:
+        """Enters parts found in an output whose journal is gone, as published batches."""
+        with self._database.write() as connection:
+            for part in parts:
+                connection.execute(
+                    insert(batches_table).values(
+                        **adopted_values(part),
+                        run_id=run_id,
+                        next_at=now,
+                        created_at=now,
+                        updated_at=now,
+                        finished_at=now,
+                    )
+                )
+                record_event(
+                    connection, run_id=run_id, at=now, kind="adopted", data={"part": part.name}
+                )
+
+    def add_retries(
+        self, run_id: str, batches: Sequence[NewBatch], *, rows: Sequence[int], now: float
+    ) -> None:
+        """Enters batches that try failed rows again, takes the rows off the failures, and sets
+        the run going, all or nothing.
+        """
+        source = RunState.COMPLETED_WITH_FAILURES
+        target = next_run_state(source, RunEvent.RETRIED)
+        with self._database.write() as connection:
+            changed = connection.execute(
+                update(runs_table)
+                .where(runs_table.c.id == run_id, runs_table.c.state == source.value)
+                .values(state=target.value, updated_at=now, finished_at=None)
+            )
+            if changed.rowcount != 1:
+                raise TransitionRefusedError(f"run {run_id} is not {source}: retry does not apply")
+            record_event(
+                connection,
+                run_id=run_id,
+                at=now,
+                kind=RunEvent.RETRIED,
+                source=source,
+                target=target,
+                data={"rows": len(rows)},
+            )
+            enter_batches(connection, run_id, batches, now)
+            for start in range(0, len(rows), PAGE_ROWS):
+                connection.execute(
+                    delete(failures_table).where(
+                        failures_table.c.run_id == run_id,
+                        failures_table.c.row.in_(rows[start : start + PAGE_ROWS]),
+                    )
+                )
+
+    def reset_attempts(self, run_id: str, *, now: float) -> None:
+        """Gives batches that stopped a run their attempts back, now that a person resumes it."""
+        table = batches_table.c
+        stopped = [BatchState.FAILED.value, BatchState.EXPIRED.value, BatchState.CANCELLED.value]
+        with self._database.write() as connection:
+            connection.execute(
+                update(batches_table)
+                .where(table.run_id == run_id, table.state.in_(stopped))
+                .values(attempt=0, next_at=now, updated_at=now, blocked_reason=None)
+            )
+
+    # Changes under a lease
+
+    def transition(
+        self,
+        batch: BatchRecord,
+        token: str,
+        event: BatchEvent,
+        *,
+        now: float,
+        children: Sequence[NewBatch] = (),
+        failures: Sequence[Failure] = (),
+        **facts: Any,
+    ) -> BatchRecord:
+        """Moves `batch` from the state it was read in by `event`, with its facts, all or nothing.
+
+        `children` are entered and `failures` recorded in the same transaction. Raises
+        LeaseLostError when the lease went to another process and TransitionRefusedError when
+        the batch stands in another state.
+        """
+        target = next_batch_state(batch.state, event)
+        table = batches_table.c
+        with self._database.write() as connection:
+            row = connection.execute(
+                update(batches_table)
+                .where(
+                    table.id == batch.id,
+                    table.state == batch.state.value,
+                    table.lease_token == token,
+                )
+                .values(state=target.value, updated_at=now, **facts)
+                .returning(*batches_table.c)
+            ).one_or_none()
+            if row is None:
+                raise _refusal(connection, batch, event)
+            enter_batches(connection, batch.run_id, children, now)
+            enter_failures(connection, batch.run_id, failures)
+            record_event(
+                connection,
+                run_id=batch.run_id,
+                batch_id=batch.id,
+                at=now,
+                kind=event,
+                source=batch.state,
+                target=target,
+                data=_event_data(facts, children, failures),
+            )
+            return batch_record(row)
+
+    def note(self, batch: BatchRecord, token: str, *, now: float, **facts: Any) -> None:
+        """Records facts that change no state: counts after a poll. A lost lease is an error."""
+        table = batches_table.c
+        with self._database.write() as connection:
+            changed = connection.execute(
+                update(batches_table)
+                .where(table.id == batch.id, table.lease_token == token)
+                .values(updated_at=now, **facts)
+            )
+            if changed.rowcount != 1:
+                raise LeaseLostError(f"batch {batch.number} is worked by another process now")
+
+    def cancel_all(self, run_id: str, *, now: float) -> list[BatchRecord]:
+        """Cancels every batch that is not finished; leases are void from now on.
+
+        Gives the batches that may still occupy the provider.
+        """
+        table = batches_table.c
+        remote: list[BatchRecord] = []
+        with self._database.write() as connection:
+            rows = connection.execute(
+                select(batches_table).where(
+                    table.run_id == run_id,
+                    table.state.in_(
+                        [
+                            BatchState.PLANNED.value,
+                            BatchState.UPLOADING.value,
+                            BatchState.UPLOADED.value,
+                            BatchState.SUBMITTED.value,
+                        ]
+                    ),
+                )
+            ).all()
+            for row in rows:
+                batch = batch_record(row)
+                if batch.input_ref or batch.remote_name:
+                    remote.append(batch)
+                connection.execute(
+                    update(batches_table)
+                    .where(table.id == batch.id)
+                    .values(
+                        state=BatchState.CANCELLED.value,
+                        updated_at=now,
+                        finished_at=now,
+                        lease_token=None,
+                        lease_owner=None,
+                        lease_expires_at=None,
+                    )
+                )
+                record_event(
+                    connection,
+                    run_id=run_id,
+                    batch_id=batch.id,
+                    at=now,
+                    kind=BatchEvent.RUN_CANCELLED,
+                    source=batch.state,
+                    target=BatchState.CANCELLED,
+                )
+        return remote
+
+    # Looking
+
+    def get(self, batch_id: int) -> BatchRecord:
+        """One batch; NotFoundError when it is not there."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                select(batches_table).where(batches_table.c.id == batch_id)
+            ).one_or_none()
+        if row is None:
+            raise NotFoundError(f"batch {batch_id} is not in this journal any more")
+        return batch_record(row)
+
+    def walk(
+        self, run_id: str, *, states: Iterable[BatchState] | None = None
+    ) -> Iterator[BatchRecord]:
+        """The batches of a run by number, in constant memory."""
+        table = batches_table.c
+        after = -1
+        wanted = None if states is None else [state.value for state in states]
+        while True:
+            query = select(batches_table).where(table.run_id == run_id, table.number > after)
+            if wanted is not None:
+                query = query.where(table.state.in_(wanted))
+            with self._database.read() as connection:
+                page = connection.execute(query.order_by(table.number).limit(PAGE_ROWS)).all()
+            records = [batch_record(row) for row in page]
+            yield from records
+            if len(records) < PAGE_ROWS:
+                return
+            after = records[-1].number
+
+    def parts_between(self, run_id: str, row_min: int, row_max: int) -> list[BatchRecord]:
+        """Published batches whose parts may hold rows of `row_min..row_max`."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(batches_table).where(
+                    table.run_id == run_id,
+                    table.state == BatchState.PUBLISHED.value,
+                    table.kind == "embed",
+                    table.part_row_min <= row_max,
+                    table.part_row_max >= row_min,
+                )
+            ).all()
+        return [batch_record(row) for row in rows]
+
+    def counts(self, run_id: str) -> RunCounts:
+        """Sums over a run, as they stand now."""
+        with self._database.read() as connection:
+            return count_rows(connection, run_id)
+
+    def pace(self, run_id: str, *, batches: int, now: float) -> float | None:
+        """Rows a second over the last published batches; None before there is one."""
+        with self._database.read() as connection:
+            return published_pace(connection, run_id, batches, now)
+
+    def first_blocked(self, run_id: str) -> BatchRecord | None:
+        """The blocked batch whose next step is the earliest."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            row = connection.execute(
+                select(batches_table)
+                .where(
+                    table.run_id == run_id,
+                    table.blocked_reason.is_not(None),
+                    table.state.not_in([state.value for state in FINAL_BATCH_STATES]),
+                )
+                .order_by(table.next_at)
+                .limit(1)
+            ).one_or_none()
+        return None if row is None else batch_record(row)
+
+
+def _refusal(
+    connection: Connection, batch: BatchRecord, event: BatchEvent
+) -> LeaseLostError | TransitionRefusedError:
+    state = connection.execute(
+        select(batches_table.c.state).where(batches_table.c.id == batch.id)
+    ).scalar()
+    if state == batch.state.value:
+        return LeaseLostError(f"batch {batch.number} is worked by another process now")
+    return TransitionRefusedError(
+        f"batch {batch.number} is {state}, not {batch.state}: {event} does not apply"
+    )
+
+
+def _event_data(
+    facts: Mapping[str, Any], children: Sequence[NewBatch], failures: Sequence[Failure]
+) -> dict[str, Any]:
+    shown = ("label", "remote_name", "part", "succeeded", "failed", "error", "attempt")
+    data = {name: facts[name] for name in shown if facts.get(name) is not None}
+    if children:
+        data["children"] = len(children)
+    if failures:
+        data["failures"] = len(failures)
+    return data

@@ -1,0 +1,255 @@
+"""Leases: who works on a batch or plans a run, until when, and what happens when they die."""
+
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Connection, Table, and_, func, or_, select, update
+from sqlalchemy.sql.selectable import ScalarSelect
+
+from embatch.errors import LeaseLostError
+from embatch.journal.database import Database
+from embatch.journal.records import BatchRecord
+from embatch.journal.rows import batch_record
+from embatch.journal.schema import batches_table, events_table, runs_table
+from embatch.types.state import FINAL_BATCH_STATES, BatchState
+
+RECENT_S = 60.0
+"""A run whose due step is no older than this, in seconds, counts as worked on."""
+_ACTIVE = tuple(
+    state.value
+    for state in BatchState
+    if state not in FINAL_BATCH_STATES and state is not BatchState.PLANNED
+)
+_UNFINISHED = (*_ACTIVE, BatchState.PLANNED.value)
+_OCCUPYING = (
+    BatchState.UPLOADING.value,
+    BatchState.UPLOADED.value,
+    BatchState.SUBMITTING.value,
+    BatchState.SUBMITTED.value,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A batch, and the lease under which it may be changed."""
+
+    batch: BatchRecord
+    token: str
+
+
+class LeaseTable:
+    """Hands out leases on batches and on the planning of runs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim_step(
+        self, run_id: str, *, owner: str, lease_s: float, now: float, max_in_flight: int
+    ) -> Claim | None:
+        """The next batch of a run that is due for a step, leased; None when none is.
+
+        Batches under way come before new ones, new ones only while fewer than `max_in_flight`
+        occupy the provider, copies only when no unfinished batch may still own their texts.
+        """
+        with self._database.write() as connection:
+            lease_now = self._database.lease_now(connection)
+            free = _free(batches_table, lease_now)
+            table = batches_table.c
+            mine = and_(table.run_id == run_id, free, table.next_at <= now)
+            planned = table.state == BatchState.PLANNED.value
+            found = connection.execute(
+                select(table.id)
+                .where(mine, table.state.in_(_ACTIVE))
+                .order_by(table.next_at, table.number)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).scalar()
+            if found is None and _occupying(connection, run_id) < max_in_flight:
+                found = connection.execute(
+                    select(table.id)
+                    .where(mine, planned, table.kind == "embed")
+                    .order_by(table.row_min, table.number)
+                    .limit(1)
+                    .with_for_update(skip_locked=True)
+                ).scalar()
+            if found is None:
+                frontier = connection.execute(select(_frontier(run_id))).scalar()
+                ripe = table.owner_max < frontier if frontier is not None else planned
+                found = connection.execute(
+                    select(table.id)
+                    .where(
+                        mine,
+                        planned,
+                        or_(table.kind == "reused", and_(table.kind == "copies", ripe)),
+                    )
+                    .order_by(table.row_min, table.number)
+                    .limit(1)
+                    .with_for_update(skip_locked=True)
+                ).scalar()
+            if found is None:
+                return None
+            token = secrets.token_hex(8)
+            row = connection.execute(
+                update(batches_table)
+                .where(table.id == found, free)
+                .values(lease_owner=owner, lease_token=token, lease_expires_at=lease_now + lease_s)
+                .returning(*batches_table.c)
+            ).one_or_none()
+            return None if row is None else Claim(batch=batch_record(row), token=token)
+
+    def release(
+        self,
+        batch_id: int,
+        token: str,
+        *,
+        next_at: float,
+        blocked_reason: str | None = None,
+        blocked_detail: str | None = None,
+    ) -> None:
+        """Gives a batch back, due again at `next_at`. A lease lost meanwhile is left alone."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(batches_table)
+                .where(batches_table.c.id == batch_id, batches_table.c.lease_token == token)
+                .values(
+                    lease_owner=None,
+                    lease_token=None,
+                    lease_expires_at=None,
+                    next_at=next_at,
+                    blocked_reason=blocked_reason,
+                    blocked_detail=blocked_detail,
+                )
+            )
+
+    def claim_planning(self, run_id: str, *, owner: str, lease_s: float) -> str | None:
+        """Leases the planning of a run; None while another process plans it."""
+        with self._database.write() as connection:
+            lease_now = self._database.lease_now(connection)
+            token = secrets.token_hex(8)
+            changed = connection.execute(
+                update(runs_table)
+                .where(runs_table.c.id == run_id, _free(runs_table, lease_now))
+                .values(lease_owner=owner, lease_token=token, lease_expires_at=lease_now + lease_s)
+            )
+            return token if changed.rowcount == 1 else None
+
+    def release_planning(self, run_id: str, token: str) -> None:
+        """Gives the planning of a run back. A lease lost meanwhile is left alone."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(runs_table)
+                .where(runs_table.c.id == run_id, runs_table.c.lease_token == token)
+                .values(lease_owner=None, lease_token=None, lease_expires_at=None)
+            )
+
+    def renew(self, tokens: Iterable[str], *, lease_s: float) -> None:
+        """Holds leases for another `lease_s` seconds. Raises LeaseLostError if one is gone."""
+        wanted = list(tokens)
+        if not wanted:
+            return
+        with self._database.write() as connection:
+            until = self._database.lease_now(connection) + lease_s
+            held = 0
+            for table in (batches_table, runs_table):
+                held += connection.execute(
+                    update(table)
+                    .where(table.c.lease_token.in_(wanted))
+                    .values(lease_expires_at=until)
+                ).rowcount
+        if held != len(wanted):
+            raise LeaseLostError("a lease was taken over by another process: its step is void")
+
+    def release_dead(self, is_known_dead: Callable[[str], bool]) -> int:
+        """Frees at once what processes held that have ended. Gives the number of leases freed."""
+        freed = 0
+        with self._database.write() as connection:
+            for table in (batches_table, runs_table):
+                held = table.c.lease_token.is_not(None)
+                owners = connection.execute(
+                    select(table.c.lease_owner).where(held).distinct()
+                ).scalars()
+                dead = [owner for owner in owners if is_known_dead(owner)]
+                if dead:
+                    freed += connection.execute(
+                        update(table)
+                        .where(held, table.c.lease_owner.in_(dead))
+                        .values(lease_owner=None, lease_token=None, lease_expires_at=None)
+                    ).rowcount
+        return freed
+
+    def next_due(self, run_id: str) -> float | None:
+        """When the run's next step is due; None when no step is left.
+
+        Batches that wait to be begun count only while none is under way: the end of one is what
+        makes room for them.
+        """
+        table = batches_table.c
+        earliest = [
+            select(func.min(table.next_at))
+            .where(table.run_id == run_id, table.state == state)
+            .scalar_subquery()
+            for state in _UNFINISHED
+        ]
+        with self._database.read() as connection:
+            *active, planned = connection.execute(select(*earliest)).one()
+        due: float | None = min(
+            (moment for moment in active if moment is not None), default=planned
+        )
+        return due
+
+    def is_worked(self, run_id: str, *, now: float) -> bool:
+        """Some process holds a lease of the run, or takes its steps when they are due."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            lease_now = self._database.lease_now(connection)
+            held = connection.execute(
+                select(table.id)
+                .where(table.run_id == run_id, table.lease_expires_at >= lease_now)
+                .limit(1)
+            ).first()
+            planned = connection.execute(
+                select(runs_table.c.id).where(
+                    runs_table.c.id == run_id, runs_table.c.lease_expires_at >= lease_now
+                )
+            ).first()
+            due = connection.execute(
+                select(func.min(table.next_at)).where(
+                    table.run_id == run_id, table.state.in_(_ACTIVE)
+                )
+            ).scalar()
+            latest = connection.execute(
+                select(events_table.c.at)
+                .where(events_table.c.run_id == run_id)
+                .order_by(events_table.c.id.desc())
+                .limit(1)
+            ).scalar()
+        # A batch under way is due again long before anything happens to it.
+        moved = latest if due is None else due
+        return held is not None or planned is not None or (moved or 0.0) > now - RECENT_S
+
+
+def _free(table: Table, lease_now: float) -> ColumnElement[bool]:
+    return or_(table.c.lease_token.is_(None), table.c.lease_expires_at < lease_now)
+
+
+def _occupying(connection: Connection, run_id: str) -> int:
+    count = connection.execute(
+        select(func.count())
+        .select_from(batches_table)
+        .where(batches_table.c.run_id == run_id, batches_table.c.state.in_(_OCCUPYING))
+    ).scalar_one()
+    return int(count)
+
+
+def _frontier(run_id: str) -> ScalarSelect[int | None]:
+    """The lowest row that an unfinished batch may still bring; one index look-up a state."""
+    table = batches_table.c
+    lowest = [
+        select(func.min(table.row_min).label("row_min")).where(
+            table.run_id == run_id, table.kind == "embed", table.state == state
+        )
+        for state in _UNFINISHED
+    ]
+    union = lowest[0].union_all(*lowest[1:]).subquery()
+    return select(func.min(union.c.row_min)).scalar_subquery()

@@ -1,0 +1,148 @@
+"""Tables of the journal. Rows per batch, not per item; failed rows alone are rows."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData()
+
+_big = BigInteger().with_variant(Integer, "sqlite")
+"""64 bits everywhere; SQLite numbers rows by itself only in a column called INTEGER."""
+
+journal_table = Table(
+    "journal",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("created_at", Float, nullable=False),
+)
+
+transitions_table = Table(
+    "transitions",
+    metadata,
+    Column("kind", String(8), primary_key=True),
+    Column("source", String(32), primary_key=True),
+    Column("target", String(32), primary_key=True),
+)
+
+runs_table = Table(
+    "runs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", Text),
+    Column("state", String(32), nullable=False, index=True),
+    Column("out", Text, nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("space", JSON, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("plan", JSON),
+    Column("rows", _big),
+    Column("error_code", String(32)),
+    Column("error", Text),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("lease_owner", Text),
+    Column("lease_token", String(32)),
+    Column("lease_expires_at", Float),
+)
+
+batches_table = Table(
+    "batches",
+    metadata,
+    Column("id", _big, primary_key=True, autoincrement=True),
+    Column("run_id", String(32), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("parent_id", _big),
+    Column("state", String(32), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("items", Integer, nullable=False),
+    Column("tokens_estimated", _big, nullable=False),
+    Column("text_bytes", _big, nullable=False),
+    Column("row_min", _big, nullable=False),
+    Column("row_max", _big, nullable=False),
+    Column("owner_min", _big),
+    Column("owner_max", _big),
+    Column("stage", Text),
+    Column("label", Text),
+    Column("input_ref", Text),
+    Column("remote_name", Text),
+    Column("succeeded", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("tokens", _big, nullable=False),
+    Column("truncated", Integer, nullable=False),
+    Column("repeated", Integer, nullable=False),
+    Column("part_temp", Text),
+    Column("part", Text),
+    Column("part_sha256", String(64)),
+    Column("part_bytes", _big),
+    Column("part_rows", Integer),
+    Column("part_row_min", _big),
+    Column("part_row_max", _big),
+    Column("error_code", String(32)),
+    Column("error", Text),
+    Column("blocked_reason", String(16)),
+    Column("blocked_detail", Text),
+    Column("next_at", Float, nullable=False),
+    Column("polls", Integer, nullable=False),
+    Column("absences", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("submitted_at", Float),
+    Column("finished_at", Float),
+    Column("lease_owner", Text),
+    Column("lease_token", String(32)),
+    Column("lease_expires_at", Float),
+    UniqueConstraint("run_id", "number"),
+    Index("batches_due", "run_id", "state", "next_at"),
+    Index("batches_frontier", "run_id", "kind", "state", "row_min"),
+    Index("batches_by_parts", "run_id", "part_row_min", "part_row_max"),
+    Index(
+        "batches_leased",
+        "lease_expires_at",
+        sqlite_where=text("lease_token IS NOT NULL"),
+        postgresql_where=text("lease_token IS NOT NULL"),
+    ),
+)
+
+failures_table = Table(
+    "failures",
+    metadata,
+    Column("run_id", String(32), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("row", _big, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("code", String(64), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("batch_id", _big),
+    Column("kept", Boolean, nullable=False),
+)
+
+events_table = Table(
+    "events",
+    metadata,
+    Column("id", _big, primary_key=True, autoincrement=True),
+    Column("run_id", String(32), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("batch_id", _big),
+    Column("at", Float, nullable=False),
+    Column("kind", String(48), nullable=False),
+    Column("source", String(32)),
+    Column("target", String(32)),
+    Column("data", JSON),
+    Index("events_by_run", "run_id", "id"),
+)

@@ -1,0 +1,71 @@
+"""Sums over the batches of a run."""
+
+from typing import Any
+
+from sqlalchemy import Connection, and_, case, func, select
+
+from embatch.journal.records import RunCounts
+from embatch.journal.schema import batches_table, failures_table
+from embatch.types.state import BatchState
+
+
+def count_rows(connection: Connection, run_id: str) -> RunCounts:
+    """What stands where, of one run."""
+    table = batches_table.c
+    mine = table.run_id == run_id
+    by_state = {
+        BatchState(state): int(count)
+        for state, count in connection.execute(
+            select(table.state, func.count()).where(mine).group_by(table.state)
+        )
+    }
+    published = table.state == BatchState.PUBLISHED.value
+    under_way = table.state.in_(
+        [BatchState.SUBMITTED.value, BatchState.READY.value, BatchState.COLLECTED.value]
+    )
+    original = table.parent_id.is_(None)
+
+    def total(condition: Any, column: Any) -> Any:
+        return func.coalesce(func.sum(case((condition, column), else_=0)), 0)
+
+    sums = connection.execute(
+        select(
+            total(original, table["items"]).label("planned"),
+            total(published, table.part_rows).label("written"),
+            total(and_(under_way, table.kind == "embed"), table.succeeded).label("live"),
+            total(and_(original, table.kind == "copies"), table["items"]).label("copies"),
+            total(and_(original, table.kind == "reused"), table["items"]).label("reused"),
+            total(published, table.truncated).label("truncated"),
+            total(published, table.repeated).label("repeated"),
+            total(published, table.tokens).label("tokens"),
+            total(published, table.part_bytes).label("part_bytes"),
+        ).where(mine)
+    ).one()
+    failed = connection.execute(
+        select(func.count()).select_from(failures_table).where(failures_table.c.run_id == run_id)
+    ).scalar_one()
+    return RunCounts(
+        batches=by_state,
+        failed=int(failed),
+        **{name: int(value) for name, value in sums._mapping.items()},  # noqa: SLF001 - public API
+    )
+
+
+def published_pace(connection: Connection, run_id: str, batches: int, now: float) -> float | None:
+    """Rows a second over the last `batches` published ones, up to `now`."""
+    table = batches_table.c
+    # A published batch's next_at is the moment of its last step; the index has it in order.
+    last = connection.execute(
+        select(table.part_rows, table.submitted_at)
+        .where(
+            table.run_id == run_id,
+            table.state == BatchState.PUBLISHED.value,
+            table.submitted_at.is_not(None),
+        )
+        .order_by(table.next_at.desc())
+        .limit(batches)
+    ).all()
+    if not last:
+        return None
+    since = min(float(row.submitted_at) for row in last)
+    return sum(int(row.part_rows) for row in last) / max(0.001, now - since)

@@ -1,0 +1,1 @@
+"""The local engine: texts to vectors on this machine."""

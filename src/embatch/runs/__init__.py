@@ -1,0 +1,1 @@
+"""The heart: planning, the steps of a batch, collection, and the end of a run."""

@@ -1,0 +1,220 @@
+"""From a finished remote batch to a published part: results, join by key, verify, Parquet."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embatch.datasets.column_types import block_name
+from embatch.datasets.parts import FinishedPart, PartWriter, publish_part
+from embatch.datasets.stage import StageFile, write_stage
+from embatch.errors import AlignmentError, NotFoundError
+from embatch.journal.records import Failure, NewBatch
+from embatch.runs.outcomes import Done, Now, Outcome, Stuck
+from embatch.runs.step import Step
+from embatch.runs.verify import Join, Joined
+from embatch.types.embedding import RowError
+from embatch.types.results import Matrix
+from embatch.types.state import BatchEvent
+
+MAX_ATTEMPTS = 5
+"""How often a row with a transient error is sent, before its failure counts as permanent."""
+RETRY_DELAY_S = 2.0
+"""Wait before the second attempt; grows with each one."""
+MATRIX_IN_MEMORY_BYTES = 64 << 20
+"""A batch's vectors above this size are gathered in a mapped file instead."""
+WRITE_ROWS = 1024
+"""Rows handed to the Parquet writer at once."""
+
+TOO_LONG = RowError(code="too_long", message="the text is longer than the model reads")
+
+
+def collect_results(step: Step) -> Outcome:
+    """Reads the results, joins and checks them, and writes the part under a hidden name."""
+    batch, context = step.batch, step.context
+    stage = step.stage()
+    with gathered(context.paths.work, step.token, batch.items, context.space.dims) as matrix:
+        join = Join(label=str(batch.label), items=batch.items, space=context.space, into=matrix)
+        try:
+            for block in context.provider.results(str(batch.remote_name)):
+                join.add(block)
+        except AlignmentError as error:
+            step.move(BatchEvent.MISALIGNED, error=str(error))
+            return Stuck(error=f"batch {batch.number} is quarantined: {error}")
+        joined = join.finish()
+        errors = dict(joined.errors)
+        if context.config.too_long == "fail":
+            errors |= dict.fromkeys(np.flatnonzero(joined.truncated).tolist(), TOO_LONG)
+        context.checkpoint("results.joined")
+        return finish_part(step, stage, joined.vectors, errors, _counted(joined, errors))
+
+
+def _counted(joined: Joined, errors: dict[int, RowError]) -> dict[str, int]:
+    truncated = joined.truncated.copy()
+    truncated[list(errors)] = False
+    return {
+        "tokens": joined.tokens,
+        "truncated": int(truncated.sum()),
+        "repeated": joined.repeated,
+    }
+
+
+def finish_part(
+    step: Step,
+    stage: StageFile,
+    matrix: Matrix,
+    errors: dict[int, RowError],
+    counts: dict[str, int],
+) -> Outcome:
+    """Writes the good rows to a part, keeps the texts of the others, and journals both."""
+    batch, context = step.batch, step.context
+    good = np.ones(batch.items, dtype=bool)
+    good[list(errors)] = False
+    part = write_part(step, stage, matrix, good) if good.any() else None
+    context.checkpoint("part.written")
+    again = sorted(
+        index for index, error in errors.items() if error.transient and batch.attempt < MAX_ATTEMPTS
+    )
+    children = [child_batch(step, again, attempt=batch.attempt)] if again else []
+    failures = keep_failures(step, {i: e for i, e in errors.items() if i not in set(again)})
+    facts: dict[str, Any] = counts | {"succeeded": int(good.sum()), "failed": len(errors)}
+    moved = step.move(
+        BatchEvent.COLLECTED, children=children, failures=failures, **facts, **_part_facts(part)
+    )
+    context.checkpoint("part.journaled")
+    if part is None:
+        return _yielded_nothing(moved)
+    return Now()
+
+
+def _part_facts(part: FinishedPart | None) -> dict[str, Any]:
+    if part is None:
+        return {}
+    return {
+        "part_temp": part.temp_name,
+        "part_sha256": part.sha256,
+        "part_bytes": part.size_bytes,
+        "part_rows": part.rows,
+        "part_row_min": part.row_min,
+        "part_row_max": part.row_max,
+    }
+
+
+def _yielded_nothing(step: Step) -> Outcome:
+    step.move(BatchEvent.GAVE_WAY, finished_at=step.context.now())
+    clear_away(step)
+    return Done()
+
+
+def write_part(step: Step, stage: StageFile, matrix: Matrix, good: Any) -> FinishedPart:
+    """Writes the rows of `stage` that are `good`, with their vectors, to a hidden file."""
+    context = step.context
+    columns = ["key", "row", "text_sha256", *map(block_name, context.config.keep)]
+    with PartWriter(
+        context.paths.parts,
+        number=step.batch.number,
+        token=step.token,
+        dims=context.space.dims,
+    ) as writer:
+        offset = 0
+        for batch in stage.read():
+            for start in range(0, batch.num_rows, WRITE_ROWS):
+                rows = pa.Table.from_batches([batch.slice(start, WRITE_ROWS)]).select(columns)
+                here = slice(offset, offset + rows.num_rows)
+                kept = good[here]
+                if kept.all():
+                    writer.write(rows, matrix[here])
+                elif kept.any():
+                    writer.write(rows.filter(pa.array(kept)), matrix[here][kept])
+                offset += rows.num_rows
+        return writer.finish()
+
+
+def child_batch(step: Step, indices: Sequence[int], *, attempt: int) -> NewBatch:
+    """A batch of some of this batch's items, staged anew; due later the more attempts it had."""
+    items = step.stage().take(indices)
+    name = f"stage/{step.batch.number:05d}-{indices[0]}-{step.token}.arrow"
+    write_stage(step.context.paths.work / name, items)
+    rows = items["row"].to_numpy()
+    return NewBatch(
+        kind=step.batch.kind,
+        items=len(indices),
+        row_min=int(rows.min()),
+        row_max=int(rows.max()),
+        stage=name,
+        tokens_estimated=step.batch.tokens_estimated * len(indices) // step.batch.items,
+        text_bytes=step.batch.text_bytes * len(indices) // step.batch.items,
+        owner_min=step.batch.owner_min,
+        owner_max=step.batch.owner_max,
+        parent_id=step.batch.id,
+        attempt=attempt,
+        delay_s=RETRY_DELAY_S * (2**attempt - 1),
+    )
+
+
+def keep_failures(step: Step, errors: Mapping[int, RowError]) -> list[Failure]:
+    """Failures of these items; their texts are kept for `retry` until `forget`."""
+    if not errors:
+        return []
+    indices = sorted(errors)
+    items = step.stage().take(indices)
+    write_stage(step.context.paths.work / kept_name(step.batch.number), items)
+    return [
+        Failure(
+            row=row,
+            key=key,
+            code=errors[index].code,
+            message=errors[index].message,
+            attempts=max(1, step.batch.attempt),
+            batch_id=step.batch.id,
+            kept=True,
+        )
+        for index, row, key in zip(
+            indices, items["row"].to_pylist(), items["key"].to_pylist(), strict=True
+        )
+    ]
+
+
+def kept_name(number: int) -> str:
+    """Where the texts of a batch's failed rows stay until `forget`, below the work folder."""
+    return f"failed/{number:05d}.arrow"
+
+
+def publish(step: Step) -> Outcome:
+    """Gives the part its public name and clears away what led to it."""
+    batch, context = step.batch, step.context
+    try:
+        name = publish_part(context.paths.parts, str(batch.part_temp), batch.number)
+    except NotFoundError:
+        step.move(BatchEvent.PART_LOST, part_temp=None)
+        return Now()
+    context.checkpoint("part.renamed")
+    step.move(BatchEvent.PUBLISHED, part=name, finished_at=context.now())
+    context.checkpoint("part.published")
+    clear_away(step)
+    return Done()
+
+
+def clear_away(step: Step) -> None:
+    """Removes the remote batch and the stage, now that the part is safe."""
+    batch, context = step.batch, step.context
+    if batch.kind == "embed":
+        context.provider.discard(batch.remote_name, batch.input_ref)
+    step.stage().path.unlink(missing_ok=True)
+    context.checkpoint("batch.cleared")
+
+
+@contextmanager
+def gathered(work: Path, token: str, items: int, dims: int) -> Iterator[Matrix]:
+    """An empty `[items, dims]` matrix, in memory or, when large, in a mapped file."""
+    if items * dims * 4 <= MATRIX_IN_MEMORY_BYTES:
+        yield np.zeros((items, dims), dtype=np.float32)
+        return
+    path = work / f".vectors-{token}.f32"
+    try:
+        yield np.memmap(path, dtype=np.float32, mode="w+", shape=(items, dims))
+    finally:
+        path.unlink(missing_ok=True)

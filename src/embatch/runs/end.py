@@ -1,0 +1,107 @@
+"""What a person may ask of a run that stands: cancel it, try its failures again, forget it."""
+
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
+
+from embatch.datasets.output import OutputPaths
+from embatch.datasets.stage import StageFile, write_stage
+from embatch.errors import InvalidRequestError
+from embatch.journal.records import BatchRecord, NewBatch
+from embatch.journal.store import Journal
+from embatch.providers.base import Provider
+from embatch.runs.collect import kept_name
+from embatch.runs.finish import clear_work
+from embatch.types.state import FINAL_RUN_STATES, RunEvent, RunState
+
+
+def cancel_run(
+    journal: Journal, run_id: str, open_provider: Callable[[], Provider], *, now: float
+) -> None:
+    """Stops a run: nothing new is sent, what is at the provider is asked to stop.
+
+    What is written stays. `open_provider` is called only when something must be stopped there.
+    """
+    run = journal.get_run(run_id)
+    if run.state in FINAL_RUN_STATES:
+        raise InvalidRequestError(f"run {run.id} is {run.state}: there is nothing to cancel")
+    journal.transition_run(run.id, RunEvent.CANCELLED, expected=run.state, now=now, finished_at=now)
+    remote = [batch for batch in journal.batches.cancel_all(run.id, now=now) if batch.remote_name]
+    if remote:
+        provider = open_provider()
+        for batch in remote:
+            provider.cancel(str(batch.remote_name))
+
+
+def retry_run(journal: Journal, run_id: str, *, now: float) -> int:
+    """Enters the failed rows whose texts were kept as new batches. Gives how many rows."""
+    run = journal.get_run(run_id)
+    if run.state is not RunState.COMPLETED_WITH_FAILURES:
+        raise InvalidRequestError(
+            f"run {run.id} is {run.state}: only a run that ended with failed rows can retry them"
+        )
+    work = OutputPaths.for_out(run.out).work
+    kept = [failure for failure in journal.failures(run.id) if failure.kept]
+    kept.sort(key=lambda failure: failure.batch_id or 0)
+    batches: list[NewBatch] = []
+    for batch_id, failures in groupby(kept, key=lambda failure: failure.batch_id):
+        origin = journal.batches.get(int(batch_id or 0))
+        rows = np.array([failure.row for failure in failures])
+        items = pa.Table.from_batches(StageFile(work / kept_name(origin.number)).read())
+        wanted = items.filter(pa.array(np.isin(items["row"].to_numpy(), rows)))
+        name = f"stage/retry-{origin.number:05d}-{secrets.token_hex(4)}.arrow"
+        write_stage(work / name, wanted)
+        batches.append(_retry_batch(origin, wanted, name))
+    if not batches:
+        return 0
+    journal.batches.add_retries(run.id, batches, rows=[failure.row for failure in kept], now=now)
+    for batch in batches:
+        origin = journal.batches.get(int(batch.parent_id or 0))
+        (work / kept_name(origin.number)).unlink(missing_ok=True)
+    return len(kept)
+
+
+def _retry_batch(origin: BatchRecord, items: pa.Table, stage: str) -> NewBatch:
+    rows = items["row"].to_numpy()
+    return NewBatch(
+        kind=origin.kind,
+        items=items.num_rows,
+        row_min=int(rows.min()),
+        row_max=int(rows.max()),
+        owner_min=origin.owner_min,
+        owner_max=origin.owner_max,
+        stage=stage,
+        tokens_estimated=origin.tokens_estimated * items.num_rows // origin.items,
+        text_bytes=origin.text_bytes * items.num_rows // origin.items,
+        parent_id=origin.id,
+    )
+
+
+def forget_run(journal: Journal, run_id: str) -> None:
+    """Removes a run that has ended from the journal, and every text that it kept."""
+    run = journal.get_run(run_id)
+    if run.state not in FINAL_RUN_STATES:
+        raise InvalidRequestError(f"run {run.id} is {run.state}: cancel it first, then forget it")
+    clear_work(OutputPaths.for_out(run.out).work, everything=True)
+    journal.delete_run(run.id)
+
+
+def take_back(journal: Journal, run_id: str) -> None:
+    """Removes a run that failed before it had a batch, with all that it made of its output.
+
+    The same output then takes the mended input as if nothing had been. A run with batches is
+    left as it is.
+    """
+    run = journal.get_run(run_id)
+    if run.state is not RunState.FAILED or any(True for _ in journal.batches.walk(run.id)):
+        return
+    paths = OutputPaths.for_out(run.out)
+    clear_work(paths.work, everything=True)
+    paths.manifest.unlink(missing_ok=True)
+    with suppress(OSError):  # a folder that holds other things stays
+        paths.parts.rmdir()
+    journal.delete_run(run.id)

@@ -1,0 +1,116 @@
+"""The end of a run: failures.jsonl, the single file, the manifest, the last change of state."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from embatch.datasets.assemble import assemble_npy, assemble_parquet
+from embatch.datasets.manifest import Manifest, PartEntry
+from embatch.datasets.output import OutputPaths, write_failures
+from embatch.errors import TransitionRefusedError
+from embatch.journal.store import Journal
+from embatch.runs.context import RunContext
+from embatch.types.state import FINAL_RUN_STATES, BatchState, RunEvent, RunState
+
+SCRATCH = ("stage", "digest", "copies")
+"""Folders below the work folder that a finished run does not need."""
+
+
+def finish_run(context: RunContext) -> None:
+    """Brings the output into its last form and closes the run. May be redone after a crash."""
+    run, journal, paths = context.run(), context.journal, context.paths
+    counts = journal.batches.counts(run.id)
+    write_failures(paths.failures, _failure_lines(context))
+    context.checkpoint("finish.failures")
+    parts = _part_entries(context)
+    if paths.single_file is not None:
+        _assemble(paths, paths.single_file, parts)
+    context.checkpoint("finish.assembled")
+    manifest = Manifest.load(paths.manifest)
+    manifest.completed(
+        finished_at=context.now(),
+        counts={
+            "rows": run.rows or 0,
+            "written": counts.written,
+            "failed": counts.failed,
+            "copies": counts.copies,
+            "reused": counts.reused,
+            "truncated": counts.truncated,
+            "tokens": counts.tokens,
+        },
+        parts=parts,
+    ).save(paths.manifest)
+    context.checkpoint("finish.manifest")
+    event = RunEvent.COMPLETED_WITH_FAILURES if counts.failed else RunEvent.COMPLETED
+    journal.transition_run(
+        run.id, event, expected=RunState.RUNNING, now=context.now(), finished_at=context.now()
+    )
+    context.checkpoint("finish.journaled")
+    for leftover in paths.parts.glob(".part-*.tmp"):  # of steps that died while writing
+        leftover.unlink(missing_ok=True)
+    clear_work(paths.work, everything=not counts.failed)
+    if paths.single_file is not None and not counts.failed:
+        for part in parts:
+            (paths.parts / part.name).unlink(missing_ok=True)
+
+
+def clear_work(work: Path, *, everything: bool) -> None:
+    """Removes what only a running run needs; `everything` also the texts kept for `retry`."""
+    for name in SCRATCH:
+        shutil.rmtree(work / name, ignore_errors=True)
+    if everything:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def fail_run(
+    journal: Journal, run_id: str, error: str, *, now: float, code: str = "EmbatchError"
+) -> None:
+    """Stops a run with its error. A run that has ended or is stopped already is left alone."""
+    run = journal.get_run(run_id)
+    if run.state in FINAL_RUN_STATES:
+        return
+    try:
+        journal.transition_run(
+            run_id,
+            RunEvent.FAILED,
+            expected=run.state,
+            now=now,
+            error_code=code,
+            error=error,
+            finished_at=now,
+        )
+    except TransitionRefusedError:
+        return  # another process closed the run in this instant
+
+
+def _failure_lines(context: RunContext) -> Iterator[dict[str, Any]]:
+    for failure in context.journal.failures(context.run_id):
+        yield {
+            "key": failure.key,
+            "row": failure.row,
+            "code": failure.code,
+            "message": failure.message,
+            "attempts": failure.attempts,
+        }
+
+
+def _part_entries(context: RunContext) -> list[PartEntry]:
+    return [
+        PartEntry(
+            name=str(batch.part),
+            rows=batch.part_rows or 0,
+            sha256=str(batch.part_sha256),
+            row_min=batch.part_row_min or 0,
+            row_max=batch.part_row_max or 0,
+        )
+        for batch in context.journal.batches.walk(context.run_id, states=[BatchState.PUBLISHED])
+    ]
+
+
+def _assemble(paths: OutputPaths, single_file: Path, parts: list[PartEntry]) -> None:
+    files = [paths.parts / part.name for part in parts]
+    if paths.keys_file is not None:
+        assemble_npy(files, single_file, paths.keys_file)
+    else:
+        assemble_parquet(files, single_file)

@@ -1,0 +1,89 @@
+"""Reads what a run wrote: as blocks, as search hits, and as a verdict on its soundness."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embatch import vectors
+from embatch.datasets.manifest import Manifest
+from embatch.datasets.output import OutputPaths
+from embatch.datasets.parts import read_part
+from embatch.errors import InvalidRequestError, NotFoundError
+from embatch.types.results import Matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """A row found by search."""
+
+    score: float
+    """Cosine with the query, -1..1."""
+    key: str
+    row: int
+    kept: dict[str, Any]
+    """The kept columns."""
+
+
+def load_manifest(paths: OutputPaths) -> Manifest:
+    """The manifest of an output; NotFoundError when there is none."""
+    if not paths.manifest.exists():
+        raise NotFoundError(f"{paths.out} is no output of a run: it has no {paths.manifest.name}")
+    return Manifest.load(paths.manifest)
+
+
+def output_files(paths: OutputPaths) -> list[Path]:
+    """The Parquet files that hold the output's vectors now."""
+    if paths.single_file is not None and paths.single_file.exists():
+        if paths.single_file.suffix == ".npy":
+            raise InvalidRequestError(
+                f"{paths.single_file} is read with numpy.load; its keys stand in {paths.keys_file}"
+            )
+        return [paths.single_file]
+    return sorted(paths.parts.glob("part-*.parquet"))
+
+
+def read_output(paths: OutputPaths) -> Iterator[tuple[pa.RecordBatch, Matrix]]:
+    """Rows written so far with their vectors `[n, dims]`, in the order of the parts."""
+    load_manifest(paths)
+    yield from _vectors(paths)
+
+
+def search_output(paths: OutputPaths, query: Matrix, k: int) -> list[Hit]:
+    """The `k` rows nearest to `query` `[1, d]` by cosine, best first, from one pass over all."""
+    best: list[Hit] = []
+    for batch, matrix in _vectors(paths):
+        places, scores = vectors.top_k(matrix, query, k)
+        hits = _hits(batch, places[0].tolist(), scores[0].tolist())
+        best = sorted(best + hits, key=lambda hit: (-hit.score, hit.row))[:k]
+    return best
+
+
+def _vectors(paths: OutputPaths) -> Iterator[tuple[pa.RecordBatch, Matrix]]:
+    if paths.keys_file is not None and paths.single_file and paths.single_file.exists():
+        matrix = np.load(paths.single_file, mmap_mode="r")
+        start = 0
+        for batch in pa.parquet.ParquetFile(paths.keys_file, pre_buffer=False).iter_batches(8192):
+            yield batch, matrix[start : start + batch.num_rows]
+            start += batch.num_rows
+        return
+    for path in output_files(paths):
+        yield from read_part(path)
+
+
+def _hits(batch: pa.RecordBatch, places: Sequence[int], scores: Sequence[float]) -> list[Hit]:
+    own = ("key", "row", "text_sha256", "embedding")
+    kept = batch.select([name for name in batch.schema.names if name not in own])
+    rows = kept.take(pa.array(places)).to_pylist() if kept.num_columns else [{}] * len(places)
+    return [
+        Hit(
+            score=score,
+            key=batch["key"][place].as_py(),
+            row=batch["row"][place].as_py(),
+            kept=values,
+        )
+        for place, score, values in zip(places, scores, rows, strict=True)
+    ]

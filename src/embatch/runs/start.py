@@ -1,0 +1,153 @@
+"""Starts a run, or finds the one that its output already is."""
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from embatch.datasets.manifest import Manifest
+from embatch.datasets.output import OutputPaths
+from embatch.datasets.parts import check_part, part_number
+from embatch.datasets.source import Source
+from embatch.errors import InvalidRequestError, SpaceMismatchError
+from embatch.journal.records import AdoptedPart, RunRecord
+from embatch.journal.store import Journal, new_run_id
+from embatch.runs.config import RunConfig
+from embatch.runs.reuse import require_reusable
+from embatch.types.embedding import Space
+from embatch.types.state import RunEvent, RunState
+
+RESUMABLE = (RunState.FAILED, RunState.CANCELLED)
+BLOCKED = (RunState.PARKED, RunState.NEEDS_PERSON, RunState.OVER_BUDGET)
+
+
+def start_run(
+    journal: Journal,
+    config: RunConfig,
+    source: Source,
+    space: Space,
+    *,
+    now: float,
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    priority: int = 0,
+) -> RunRecord:
+    """Enters a new run, or gives the run that the output holds, ready to go on.
+
+    The manifest is written before any work: a run is its output. Raises InvalidRequestError or
+    SpaceMismatchError, naming the difference, when the output belongs to another run.
+    """
+    paths = OutputPaths.for_out(config.out)
+    if config.reuse is not None:
+        require_reusable(config.reuse, space)
+    wanted = Manifest.new(
+        run_id=new_run_id(), space=space, source=source, reuse=config.reuse, created_at=now
+    )
+    manifest = _claim_output(paths, wanted)
+    known = journal.find_run(manifest.run_id)
+    run = journal.create_run(
+        run_id=manifest.run_id,
+        out=str(paths.out),
+        config=config.to_json(),
+        space=space.to_json(),
+        now=now,
+        name=name,
+        tags=tags,
+        priority=priority,
+    )
+    if known is None:
+        if manifest is not wanted:
+            _adopt_parts(journal, run, paths, space, now)
+        return journal.get_run(run.id)
+    changed = {"config": config.to_json(), "priority": priority or run.priority}
+    if name is not None:
+        changed["name"] = name
+    if tags:
+        changed["tags"] = {**run.tags, **tags}
+    journal.update_run(run.id, now=now, **changed)
+    return wake_run(journal, run.id, now=now)
+
+
+def wake_run(journal: Journal, run_id: str, *, now: float) -> RunRecord:
+    """Sets a stopped run going again; one that works or is complete stays as it is."""
+    run = journal.get_run(run_id)
+    if run.state in RESUMABLE:
+        journal.batches.reset_attempts(run.id, now=now)
+    if run.state in RESUMABLE or run.state in BLOCKED:
+        return journal.transition_run(
+            run.id,
+            RunEvent.RESUMED,
+            expected=run.state,
+            now=now,
+            error_code=None,
+            error=None,
+            finished_at=None,
+        )
+    return run
+
+
+def _claim_output(paths: OutputPaths, wanted: Manifest) -> Manifest:
+    """The output's manifest: `wanted` when the output is new, else the one that stands there."""
+    paths.manifest.parent.mkdir(parents=True, exist_ok=True)
+    if not paths.manifest.exists():
+        _refuse_foreign(paths)
+        wanted_file = paths.manifest.with_name(f".manifest-{uuid.uuid4().hex[:12]}.tmp")
+        wanted.save(wanted_file)
+        try:
+            os.link(wanted_file, paths.manifest)  # of two processes, one alone makes the output
+            return wanted
+        except FileExistsError:
+            pass
+        finally:
+            wanted_file.unlink()
+    standing = Manifest.load(paths.manifest)
+    if (difference := standing.space.difference(wanted.space)) is not None:
+        raise SpaceMismatchError(
+            f"{paths.out} holds vectors of another space: {difference} "
+            "(there is what this command asks for); use another output"
+        )
+    if (difference := standing.difference(wanted)) is not None:
+        raise InvalidRequestError(
+            f"{paths.out} belongs to run {standing.run_id}, and is refused: {difference}; "
+            "use another output, with --reuse to keep what is already embedded"
+        )
+    return standing
+
+
+def _refuse_foreign(paths: OutputPaths) -> None:
+    foreign: Sequence[Path] = sorted(paths.parts.glob("part-*.parquet"))
+    if paths.single_file is not None and paths.single_file.exists():
+        foreign = [paths.single_file]
+    if foreign:
+        raise InvalidRequestError(
+            f"{paths.out} holds {foreign[0].name} and no manifest of a run: "
+            "move it away, or use another output"
+        )
+
+
+def _adopt_parts(
+    journal: Journal, run: RunRecord, paths: OutputPaths, space: Space, now: float
+) -> None:
+    """Takes over the parts of an output whose journal is gone; a broken one is set aside."""
+    adopted: list[AdoptedPart] = []
+    for path in sorted(paths.parts.glob("part-*.parquet")):
+        report = check_part(path, dims=space.dims, normalized=space.normalized)
+        if report.problems:
+            path.rename(path.with_name(f".rejected-{path.name}"))
+            journal.add_event(
+                run.id, "part_rejected", now=now, data={"part": path.name, "why": report.problems}
+            )
+            continue
+        adopted.append(
+            AdoptedPart(
+                number=part_number(path),
+                kind="embed",
+                name=path.name,
+                sha256=report.sha256,
+                size_bytes=report.size_bytes,
+                rows=report.rows,
+                row_min=report.row_min,
+                row_max=report.row_max,
+            )
+        )
+    journal.batches.add_adopted(run.id, adopted, now=now)

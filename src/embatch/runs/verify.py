@@ -1,0 +1,140 @@
+"""Joins results to items by key, and checks each vector. Nothing is ever joined by position."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embatch import vectors
+from embatch.errors import AlignmentError
+from embatch.providers.base import label_hash
+from embatch.types.embedding import RowError, Space
+from embatch.types.results import Matrix, ResultBlock
+
+MISSING = RowError(code="missing", message="the results hold no line for this row", transient=True)
+NOT_FINITE = RowError(
+    code="not_finite", message="the vector holds NaN or infinite values", transient=True
+)
+ZERO_VECTOR = RowError(
+    code="zero_vector", message="the vector is all zeros and has no direction", transient=True
+)
+
+UNIT_TOLERANCE = 1e-5
+"""Vectors so near to length 1 stay as they came, to the bit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """A batch's results, each at its item's place."""
+
+    vectors: Matrix
+    """`[items, dims]`; rows that have an error are undefined."""
+    errors: dict[int, RowError]
+    """By item index."""
+    tokens: int
+    truncated: NDArray[np.bool_]
+    """`[items]`."""
+    repeated: int
+    """Lines that came again with the identical vector."""
+
+
+class Join:
+    """Takes result blocks in any order and puts each row where its key says."""
+
+    def __init__(self, *, label: str, items: int, space: Space, into: Matrix) -> None:
+        self._prefix = f"{label_hash(label)}:"
+        self._items = items
+        self._space = space
+        self._vectors = into
+        self._seen = np.zeros(items, dtype=bool)
+        self._truncated = np.zeros(items, dtype=bool)
+        self._errors: dict[int, RowError] = {}
+        self._tokens = 0
+        self._repeated = 0
+
+    def add(self, block: ResultBlock) -> None:
+        """Places a block. Raises AlignmentError for a foreign or differently doubled key."""
+        places = self._places(block.keys)
+        if len(places):
+            self._place(places, block)
+        for key, error in block.errors:
+            index = int(self._places([key])[0])
+            if self._seen[index] and index not in self._errors:
+                raise AlignmentError(f"item {index} came both as a vector and as an error")
+            self._seen[index] = True
+            self._errors[index] = error
+
+    def finish(self) -> Joined:
+        """The whole batch; items that no line spoke of are errors in their place."""
+        for index in np.flatnonzero(~self._seen).tolist():
+            self._errors[index] = MISSING
+        return Joined(
+            vectors=self._vectors,
+            errors=self._errors,
+            tokens=self._tokens,
+            truncated=self._truncated,
+            repeated=self._repeated,
+        )
+
+    def _places(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        prefix, start = self._prefix, len(self._prefix)
+        if not all(key.startswith(prefix) for key in keys):
+            raise AlignmentError("the results hold a key of another batch")
+        digits = [key[start:] for key in keys]
+        if not all(part.isascii() and part.isdigit() for part in digits):
+            raise AlignmentError("the results hold a key that this batch never had")
+        places = np.array(digits, dtype=np.int64) if digits else np.empty(0, dtype=np.int64)
+        if len(places) and int(places.max()) >= self._items:
+            raise AlignmentError(
+                f"the results hold item {int(places.max())} of a batch of {self._items}"
+            )
+        return places
+
+    def _place(self, places: NDArray[np.int64], block: ResultBlock) -> None:
+        if block.vectors.shape != (len(places), self._space.dims):
+            raise AlignmentError(
+                f"the results hold {block.vectors.shape[0]} vectors of {block.vectors.shape[1]} "
+                f"values for {len(places)} keys of {self._space.dims}"
+            )
+        checked = self._checked(places, block.vectors)
+        first = self._first_of_each(places, checked)
+        self._vectors[places[first]] = checked[first]
+        self._seen[places] = True
+        if block.tokens is not None:
+            self._tokens += int(block.tokens[first].sum())
+        if block.truncated is not None:
+            self._truncated[places[first]] = block.truncated[first]
+
+    def _checked(self, places: NDArray[np.int64], block: Matrix) -> Matrix:
+        finite = np.asarray(np.isfinite(block).all(axis=1))
+        zero = finite & ~np.asarray(block.any(axis=1))
+        for index in places[~finite].tolist():
+            self._errors[index] = NOT_FINITE
+        for index in places[zero].tolist():
+            self._errors[index] = ZERO_VECTOR
+        if not self._space.normalized:
+            return block
+        lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
+        off = finite & (np.abs(lengths - 1.0) > UNIT_TOLERANCE)
+        if not off.any():
+            return block
+        mended = block.copy()
+        mended[off] = vectors.normalize(block[off])
+        return mended
+
+    def _first_of_each(self, places: NDArray[np.int64], block: Matrix) -> NDArray[np.bool_]:
+        """Which lines are the first for their item; the others must bear the same vector."""
+        first = np.zeros(len(places), dtype=bool)
+        first[np.unique(places, return_index=True)[1]] = True
+        first &= ~self._seen[places]
+        if first.all():
+            return first
+        kept = dict(zip(places[first].tolist(), np.flatnonzero(first).tolist(), strict=True))
+        for line in np.flatnonzero(~first).tolist():
+            index = int(places[line])
+            known = block[kept[index]] if index in kept else self._vectors[index]
+            if not np.array_equal(known, block[line]):
+                raise AlignmentError(f"item {index} came twice with different vectors")
+            self._repeated += 1
+        return first

@@ -1,0 +1,1 @@
+"""A batch embedding service over an engine, on disk and without HTTP."""

@@ -1,0 +1,236 @@
+"""Who computes what next: one thread that takes batches slice by slice, by priority."""
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from embatch.errors import (
+    BatchFailedError,
+    EmbatchError,
+    LeaseLostError,
+    ProviderUnavailableError,
+)
+from embatch.service.claims import Claim, claim_next, is_outranked, may_pass
+from embatch.service.files import SliceResult
+from embatch.service.slices import embed_slice, next_slice_items
+from embatch.service.store import BatchStore
+from embatch.types.results import Embedded, TextEngine
+
+SLICE_ITEMS: Final = 4096
+"""Rows of a slice at most, where texts are so short that it takes no longer than it should."""
+FIRST_SLICE_ITEMS: Final = 256
+"""Rows of the first slice, while nobody knows how fast the engine is."""
+SLICE_S: Final = 2.0
+"""Seconds that a slice should take: what an urgent batch waits for at most, about."""
+IDLE_POLL_S: Final = 0.5
+"""How often an idle scheduler looks for batches that another process made or left."""
+RETRY_S: Final = 2.0
+"""Pause after the disk or the database refused."""
+GIVE_WAY_S: Final = 5.0
+"""How long a slice waits for interactive calls to end, so that a flood of them starves no batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How the scheduler does, asked from the worker itself."""
+
+    alive: bool
+    """Its thread runs."""
+    current_batch: str | None
+    """Id of the batch it works on."""
+    last_progress_at: datetime | None
+    """When it last committed a slice."""
+    paused_reason: str | None
+    """What keeps it from working until it goes away, such as a full disk."""
+
+
+class Scheduler:
+    """Computes the batches of a store with the engines it is given. Start it, wake it, stop it.
+
+    Schedulers of several processes may share a store: a batch is computed by one at a time.
+    """
+
+    def __init__(
+        self,
+        store: BatchStore,
+        engine_for: Callable[[str], TextEngine],
+        *,
+        models: Collection[str] | None = None,
+        slice_items: int = SLICE_ITEMS,
+        slice_s: float | None = SLICE_S,
+        idle_poll_s: float = IDLE_POLL_S,
+        retry_s: float = RETRY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`engine_for` gives the engine of a batch's `model`, from any thread; it keeps it open.
+
+        `models` limits the batches taken to those models. A slice has `slice_items` rows at most
+        and, with `slice_s`, as many as take about that many seconds; None keeps them at the most.
+        """
+        self._store = store
+        self._engine_for = engine_for
+        self._models = models
+        self._largest = slice_items
+        self._slice_items = slice_items if slice_s is None else min(slice_items, FIRST_SLICE_ITEMS)
+        self._slice_s = slice_s
+        self._idle_poll_s = idle_poll_s
+        self._retry_s = retry_s
+        self._clock = clock
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._gate = threading.Condition()
+        self._interactive = 0
+        self._current: str | None = None
+        self._last_progress_at: datetime | None = None
+        self._paused_reason: str | None = None
+
+    def start(self) -> None:
+        """Begins to work, in a thread of its own. Does nothing when it runs already."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="embatch-scheduler", daemon=True
+                )
+                self._thread.start()
+
+    def wake(self) -> None:
+        """Makes an idle scheduler look for work now."""
+        self._wake.set()
+
+    def stop(self, timeout_s: float | None = None) -> bool:
+        """Ends the work after the slice in hand. False when that took longer than `timeout_s`."""
+        self._stopping.set()
+        self._wake.set()
+        with self._gate:
+            self._gate.notify_all()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def health(self) -> Health:
+        """How it does, now."""
+        return Health(
+            alive=self._thread is not None and self._thread.is_alive(),
+            current_batch=self._current,
+            last_progress_at=self._last_progress_at,
+            paused_reason=self._paused_reason,
+        )
+
+    def embed_now(
+        self, model: str, texts: Sequence[str], *, prompt: str = "", dims: int | None = None
+    ) -> Embedded:
+        """Embeds a few texts in the caller's thread, ahead of all slices not yet begun."""
+        engine = self._engine_for(model)
+        with self._ahead_of_slices():
+            return engine.embed(texts, prompt=prompt, dims=dims)
+
+    @contextmanager
+    def _ahead_of_slices(self) -> Iterator[None]:
+        with self._gate:
+            self._interactive += 1
+        try:
+            yield
+        finally:
+            with self._gate:
+                self._interactive -= 1
+                self._gate.notify_all()
+
+    def _give_way(self) -> None:
+        with self._gate:
+            self._gate.wait_for(
+                lambda: self._interactive == 0 or self._stopping.is_set(), GIVE_WAY_S
+            )
+
+    def _run(self) -> None:
+        """The thread. Whatever happens to a batch or the disk, it goes on with what is next."""
+        swept = False
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                if not swept:
+                    self._store.sweep()
+                    swept = True
+                claim = claim_next(self._store, slice_items=self._slice_items, models=self._models)
+                if claim is not None:
+                    self._work(claim)
+            except Exception as error:  # noqa: BLE001 - the thread's outer edge: kept in health()
+                self._pause(error)
+                continue
+            self._paused_reason = None
+            if claim is None:
+                self._wake.wait(self._idle_poll_s)
+
+    def _work(self, claim: Claim) -> None:
+        """Computes a batch until it ends or gives way. Raises only what is not its fault."""
+        self._current = claim.batch.id
+        with closing(claim), suppress(LeaseLostError):  # lost: cancelled or deleted, all is said
+            try:
+                self._compute(claim, self._engine(claim.batch.model))
+            except Exception as error:  # recorded in the batch
+                if may_pass(error):
+                    raise
+                claim.fail(_reason(error))
+            finally:
+                self._current = None
+
+    def _engine(self, model: str) -> TextEngine:
+        try:
+            return self._engine_for(model)
+        except Exception as error:
+            raise BatchFailedError(f"the model cannot be loaded: {_reason(error)}") from error
+
+    def _compute(self, claim: Claim, engine: TextEngine) -> None:
+        while True:
+            self._give_way()
+            if self._stopping.is_set():
+                break
+            begun = self._clock()
+            batch, rows = claim.batch, claim.slice_items
+            part = embed_slice(engine, claim.texts(), prompt=batch.prompt, dims=batch.dims)
+            self._adapt(rows, self._clock() - begun)
+            self._commit(claim, part)
+            if claim.batch.done:
+                return
+            if is_outranked(self._store, claim.batch.priority, models=self._models):
+                break
+        claim.release()
+
+    def _adapt(self, rows: int, elapsed_s: float) -> None:
+        if self._slice_s is not None:
+            self._slice_items = next_slice_items(
+                self._slice_items, rows, elapsed_s, target_s=self._slice_s, largest=self._largest
+            )
+
+    def _commit(self, claim: Claim, part: SliceResult) -> None:
+        """Keeps a computed slice in hand until the disk takes it."""
+        while True:
+            try:
+                claim.commit(part, next_items=self._slice_items)
+            except (ProviderUnavailableError, OSError) as error:
+                if not may_pass(error) or not self._pause(error):
+                    raise
+            else:
+                self._paused_reason = None
+                self._last_progress_at = claim.batch.updated_at
+                return
+
+    def _pause(self, error: Exception) -> bool:
+        """Waits before the next try, the reason in `health()`. False when it is time to stop."""
+        self._paused_reason = _reason(error)
+        return not self._stopping.wait(self._retry_s)
+
+
+def _reason(error: Exception) -> str:
+    """What to tell people about `error`. Foreign messages may quote users' texts: not kept."""
+    if isinstance(error, EmbatchError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"the disk refused: {error.strerror}"
+    return f"unexpected {type(error).__name__}"

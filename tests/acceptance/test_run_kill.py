@@ -1,0 +1,207 @@
+"""kill -9 at every checkpoint and at random moments: every key once, every vector right."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from embatch.testing.engine import FakeEngine
+
+KILLABLE = Path(__file__).with_name("killable.py")
+DIMS = 16
+BATCH_ITEMS = 8
+ROWS = 90
+DEADLINE_S = 120
+SEED = 20_261_123
+
+
+class Proof:
+    """One output under test, in its own home."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        self.out = folder / "out"
+        self.trace = folder / "trace"
+        self.input = folder / "texts.jsonl"
+        self.texts: dict[str, str | None] = {}
+        for row in range(ROWS):
+            text: str | None = f"text number {row}"
+            if row % 6 == 5:
+                text = f"text number {row // 2}"  # stands elsewhere, before or after
+            if row % 17 == 0:
+                text = None if row % 2 else ""
+            if row == 43:
+                text = "a poison text"
+            self.texts[f"key-{row}"] = text
+        lines = [json.dumps({"id": key, "text": text}) for key, text in self.texts.items()]
+        self.input.write_text("\n".join(lines) + "\n")
+
+    def start(self, kill_at: str = "-", trace: str = "-") -> subprocess.Popen[bytes]:
+        arguments = ["run", str(self.input), "-o", str(self.out), "--key", "id", "--json"]
+        return subprocess.Popen(
+            [
+                *(sys.executable, str(KILLABLE), kill_at, trace, "--"),
+                *arguments,
+                *("--max-batch-items", str(BATCH_ITEMS), "--poll-interval", "0.02"),
+            ],
+            env={"EMBATCH_HOME": str(self.home), "PATH": "/usr/bin:/bin"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def finish(self) -> dict[str, object]:
+        """Runs to the end; three failed rows make it exit 3."""
+        process = self.start()
+        output, errors = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 3, errors.decode()
+        status: dict[str, object] = json.loads(output)
+        return status
+
+    def wanted(self) -> dict[str, str]:
+        return {key: text for key, text in self.texts.items() if text and "poison" not in text}
+
+    def check(self) -> None:
+        """Every key once, every vector that of its text, every failure with its reason."""
+        wanted = self.wanted()
+        keys: list[str] = []
+        found: list[np.ndarray] = []
+        for path in sorted(self.out.glob("part-*.parquet")):
+            table = pq.read_table(path)
+            keys += table["key"].to_pylist()
+            found.append(table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, DIMS))
+        assert sorted(keys) == sorted(wanted)
+        truth = FakeEngine(dims=DIMS).expected([wanted[key] for key in keys])
+        assert np.array_equal(np.concatenate(found), truth)
+        lines = (self.out / "failures.jsonl").read_text().splitlines()
+        failures = [json.loads(line) for line in lines]
+        codes = {failure["key"]: failure["code"] for failure in failures}
+        missing = self.texts.keys() - wanted.keys()
+        assert codes.keys() == missing
+        for key in missing:
+            assert (codes[key] == "empty_text") == (not self.texts[key])
+        names = {path.name for path in self.out.iterdir()}
+        assert not [name for name in names if name.startswith(".part")]
+
+
+def checkpoints(folder: Path) -> list[str]:
+    """Every checkpoint that a whole run passes, in order of first passing."""
+    folder = folder / "whole"
+    folder.mkdir()
+    proof = Proof(folder)
+    process = proof.start(trace=str(proof.trace))
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 3, errors.decode()
+    proof.check()
+    return list(dict.fromkeys(proof.trace.read_text().split()))
+
+
+EXPECTED = {
+    "plan.digest",
+    "plan.digested",
+    "stage.written",
+    "stage.journaled",
+    "plan.staged",
+    "copies.written",
+    "copies.staged",
+    "copies.journaled",
+    "plan.done",
+    "upload.intended",
+    "upload.done",
+    "submit.intended",
+    "submit.done",
+    "submit.journaled",
+    "results.ready",
+    "results.joined",
+    "part.written",
+    "part.journaled",
+    "part.renamed",
+    "part.published",
+    "batch.cleared",
+    "finish.failures",
+    "finish.assembled",
+    "finish.manifest",
+    "finish.journaled",
+}
+
+
+def test_a_run_killed_at_every_checkpoint_ends_right(tmp_path: Path) -> None:
+    """At the first passing of each checkpoint, and once more in the middle of the run."""
+    passed = checkpoints(tmp_path)
+    assert set(passed) >= EXPECTED
+    for name in passed:
+        for count in (1, 4) if name in REPEATED else (1,):
+            folder = tmp_path / f"{name}-{count}"
+            folder.mkdir()
+            proof = Proof(folder)
+            process = proof.start(kill_at=f"{name}:{count}")
+            process.communicate(timeout=DEADLINE_S)
+            assert process.returncode == -signal.SIGKILL, name
+            proof.finish()
+            proof.check()
+
+
+REPEATED = {"stage.journaled", "submit.done", "part.journaled", "part.renamed"}
+
+
+def kill_at_random(folder: Path, moments: Sequence[float]) -> int:
+    """Starts again and again, killed after each of `moments` seconds; then lets it end."""
+    proof = Proof(folder)
+    killed = 0
+    for moment in moments:
+        process = proof.start()
+        time.sleep(moment)  # the moment of the kill is the point
+        if process.poll() is None:
+            process.kill()
+            killed += 1
+        process.communicate(timeout=DEADLINE_S)
+    proof.finish()
+    proof.check()
+    return killed
+
+
+def test_a_run_killed_at_twenty_random_moments_ends_right(tmp_path: Path) -> None:
+    """Twenty kills, spread over fresh and resumed runs."""
+    chance = random.Random(SEED)
+    killed = 0
+    for number in range(5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        killed += kill_at_random(folder, [chance.uniform(0.3, 1.6) for _ in range(4)])
+    assert killed >= 10
+
+
+def test_two_processes_share_a_run(tmp_path: Path) -> None:
+    """Both work on it, no batch is done twice, and both come to the same end."""
+    proof = Proof(tmp_path)
+    traces = [tmp_path / "trace-0", tmp_path / "trace-1"]
+    processes = [proof.start(trace=str(trace)) for trace in traces]
+    for process in processes:
+        _, errors = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 3, errors.decode()
+    proof.check()
+    passed = [trace.read_text().split() for trace in traces]
+    both = passed[0] + passed[1]
+    distinct = {text for text in proof.texts.values() if text}
+    assert both.count("submit.done") == -(-len(distinct) // BATCH_ITEMS)
+    assert both.count("part.published") == len(list(proof.out.glob("part-*.parquet")))
+    assert min(names.count("part.published") for names in passed) > 0
+
+
+@pytest.mark.soak
+def test_soak_kills_at_a_thousand_random_moments(tmp_path: Path) -> None:
+    """The long form: 250 runs of four kills each."""
+    chance = random.Random(SEED + 1)
+    killed = 0
+    for number in range(250):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        killed += kill_at_random(folder, [chance.uniform(0.2, 2.0) for _ in range(4)])
+    print(f"\nkills that hit a living run: {killed} of 1000")

@@ -1,0 +1,50 @@
+"""Peak memory does not grow with the dataset."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHILD = """
+import resource, sys
+from pathlib import Path
+from embatch import api
+from embatch.config import Settings
+from embatch.environment import Environment, Hooks
+from embatch.testing.engine import FakeEngine
+
+folder, rows = Path(sys.argv[1]), int(sys.argv[2])
+source = folder / "texts.jsonl"
+with source.open("w") as stream:
+    for row in range(rows):
+        text = row if row % 10 else row // 2
+        stream.write(f'{{"id": "key-{row}", "text": "short text number {text}"}}\\n')
+settings = Settings(home=folder / "home", journal=f"sqlite:///{folder / 'journal.db'}")
+hooks = Hooks(open_engine=lambda _model, **_: FakeEngine(dims=64))
+with Environment.open(settings, hooks=hooks) as environment:
+    status = api.submit(source, folder / "out", key="id", environment=environment).wait()
+assert (status.written, status.failed) == (rows, 0), status
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def peak_mb(folder: Path, rows: int) -> float:
+    """Peak memory in MB of 2**20 bytes of a run over `rows` rows, a twentieth of them copies."""
+    folder.mkdir()
+    command = [sys.executable, "-c", CHILD, str(folder), str(rows)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+@pytest.mark.timeout(1500)
+def test_a_million_rows_take_the_memory_of_fifty_thousand(tmp_path: Path) -> None:
+    """Within a tenth, and under 400 MB."""
+    small = max(peak_mb(tmp_path / f"small-{n}", 50_000) for n in range(3))
+    large = peak_mb(tmp_path / "large", 1_000_000)
+    print(f"\npeak of 50,000 rows {small:.0f} MB, of 1,000,000 rows {large:.0f} MB")
+    assert large <= 1.1 * small
+    assert large < 400
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024 < 400

@@ -1,0 +1,436 @@
+"""Steps against a service on its bad days, with a clock that the test moves."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embatch.datasets.output import OutputPaths
+from embatch.datasets.source import open_source
+from embatch.datasets.spool import spool_data
+from embatch.errors import (
+    IndeterminateError,
+    InvalidRequestError,
+    ProviderUnavailableError,
+    RateLimitError,
+)
+from embatch.journal.store import Journal
+from embatch.runs.advance import advance
+from embatch.runs.config import RunConfig
+from embatch.runs.context import RunContext
+from embatch.runs.outcomes import After, Outcome, Stuck
+from embatch.runs.planning import advance_planning
+from embatch.runs.start import start_run
+from embatch.testing.clock import FakeClock
+from embatch.testing.engine import FakeEngine
+from embatch.testing.provider import FakeProvider, Job
+from embatch.types.embedding import RowError
+from embatch.types.results import ResultBlock
+from embatch.types.state import BatchState, JobState, RunState
+
+DIMS = 8
+
+
+class Replay:
+    """A run whose every step the test takes itself, in no time."""
+
+    def __init__(self, folder: Path, provider: FakeProvider, texts: list[str]) -> None:
+        self.clock = FakeClock()
+        self.provider = provider
+        self.texts = texts
+        self.journal = Journal.open(f"sqlite:///{folder / 'journal.db'}")
+        paths = OutputPaths.for_out(str(folder / "out"))
+        spool = paths.work / "spool"
+        source = open_source([str(spool_data(texts, spool))], spool=spool)
+        config = RunConfig(
+            inputs=tuple(str(file.path) for file in source.files),
+            out=str(paths.out),
+            provider="fake",
+            text=source.text_column,
+        )
+        run = start_run(self.journal, config, source, provider.space, now=self.clock())
+        self.context = RunContext(
+            journal=self.journal,
+            run_id=run.id,
+            config=config,
+            space=provider.space,
+            paths=paths,
+            provider=provider,
+            clock=self.clock,
+            chance=random.Random(1),
+        )
+        self._plan()
+
+    def _plan(self) -> None:
+        while self.context.run().state is RunState.PLANNING:
+            token = self.journal.leases.claim_planning(
+                self.context.run_id, owner="test", lease_s=60
+            )
+            assert token is not None
+            advance_planning(self.context, token, lambda: False)
+            self.journal.leases.release_planning(self.context.run_id, token)
+
+    def step(self) -> Outcome | None:
+        """The next step that is due, None when none is."""
+        claim = self.journal.leases.claim_step(
+            self.context.run_id,
+            owner="test",
+            lease_s=60,
+            now=self.clock(),
+            max_in_flight=self.provider.limits.max_in_flight_batches,
+        )
+        if claim is None:
+            return None
+        outcome = advance(claim, self.context)
+        wait = outcome.seconds if isinstance(outcome, After) else 0.0
+        self.journal.leases.release(claim.batch.id, claim.token, next_at=self.clock() + wait)
+        return outcome
+
+    def work(self, *, steps: int = 2_000) -> list[Outcome]:
+        """Steps until nothing is left or a batch is stuck; time jumps to what is due next."""
+        outcomes: list[Outcome] = []
+        for _ in range(steps):
+            outcome = self.step()
+            if outcome is not None:
+                outcomes.append(outcome)
+                if isinstance(outcome, Stuck):
+                    return outcomes
+                continue
+            due = self.journal.leases.next_due(self.context.run_id)
+            if due is None:
+                return outcomes
+            self.clock.advance(max(0.01, due - self.clock()))
+        raise AssertionError(f"the run is not done after {steps} steps")
+
+    def states(self) -> list[BatchState]:
+        return [batch.state for batch in self.journal.batches.walk(self.context.run_id)]
+
+    def written(self) -> dict[int, np.ndarray]:
+        found: dict[int, np.ndarray] = {}
+        for path in self.context.paths.parts.glob("part-*.parquet"):
+            table = pq.read_table(path)
+            matrix = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, DIMS)
+            for row, vector in zip(table["row"].to_pylist(), matrix, strict=True):
+                assert row not in found
+                found[row] = vector
+        return found
+
+    def assert_right(self, *, failed: set[int] = frozenset()) -> None:
+        """Every row once with its own vector, the failed ones in the failures."""
+        found = self.written()
+        failures = {failure.row for failure in self.journal.failures(self.context.run_id)}
+        assert failures == failed
+        assert found.keys() == set(range(len(self.texts))) - failed
+        for row, vector in found.items():
+            (truth,) = FakeEngine(dims=DIMS).expected([self.texts[row]])
+            assert np.array_equal(vector, truth)
+
+
+Replays = Callable[..., Replay]
+
+
+@pytest.fixture
+def replay(tmp_path: Path) -> Iterator[Replays]:
+    """Makes replays of ten texts, unless the test has others."""
+    made: list[Replay] = []
+
+    def make(provider: FakeProvider, texts: list[str] | None = None) -> Replay:
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        made.append(Replay(folder, provider, texts or [f"text {n}" for n in range(10)]))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.journal.close()
+
+
+def failing(times: int, error: Exception) -> Callable[[str], None]:
+    """Raises `error` in the first `times` calls."""
+    left = itertools.count()
+
+    def hook(_: str) -> None:
+        if next(left) < times:
+            raise error
+
+    return hook
+
+
+def test_a_good_day_buys_every_row_once(replay: Replays) -> None:
+    """Two batches, two jobs, all rows, and nothing left at the service."""
+    run = replay(FakeProvider())
+    run.work()
+    run.assert_right()
+    assert run.states() == [BatchState.PUBLISHED] * 2
+    assert sorted(run.provider.rows_bought) == sorted(run.texts)
+    assert run.provider.jobs == {}
+    assert len(set(run.provider.submitted)) == 2
+
+
+def test_an_ambiguous_submit_that_took_effect_is_adopted(replay: Replays) -> None:
+    """The job is found by its label; it is not bought again."""
+    lost = IndeterminateError("the answer was lost", label="x")
+    run = replay(FakeProvider(after_submit=failing(2, lost)))
+    run.work()
+    run.assert_right()
+    assert sorted(run.provider.rows_bought) == sorted(run.texts)
+
+
+def test_an_ambiguous_submit_without_effect_is_held_absent_after_the_window(
+    replay: Replays,
+) -> None:
+    """Only after two complete looks, the last one past the settle window, is it tried anew."""
+    lost = IndeterminateError("the answer was lost", label="x")
+    looks: list[float] = []
+    run = replay(FakeProvider(before_submit=failing(1, lost)), ["one"])
+    run.provider.before_find = lambda _: looks.append(run.clock())
+    began = run.clock()
+    run.work()
+    run.assert_right()
+    assert len(looks) >= 2
+    assert looks[-1] - began >= 600.0
+    (label,) = run.provider.submitted
+    assert label.endswith(":2")
+
+
+def test_looks_that_fail_do_not_count_as_looks(replay: Replays) -> None:
+    """A listing that breaks says nothing about the job."""
+    lost = IndeterminateError("the answer was lost", label="x")
+    down = ProviderUnavailableError("503")
+    run = replay(
+        FakeProvider(before_submit=failing(1, lost), before_find=failing(5, down)), ["one"]
+    )
+    run.work()
+    run.assert_right()
+    assert len(run.provider.submitted) == 1
+
+
+def test_a_rate_limit_costs_no_attempt_and_honours_the_hint(replay: Replays) -> None:
+    """The batch waits as long as it was told, and goes on as attempt 1."""
+    limited = RateLimitError("429", retry_after_s=77.0)
+    run = replay(FakeProvider(before_submit=failing(1, limited)), ["one"])
+    outcomes = run.work()
+    run.assert_right()
+    assert After(seconds=77.0, reason="quota", detail="429") in outcomes
+
+
+def test_a_service_that_is_down_is_waited_for_longer_and_longer(replay: Replays) -> None:
+    """Waits grow, up to ten minutes; nothing is lost."""
+    run = replay(FakeProvider(before_poll=failing(12, ProviderUnavailableError("503"))), ["one"])
+    outcomes = run.work()
+    run.assert_right()
+    waits = [o.seconds for o in outcomes if isinstance(o, After) and o.reason == "unavailable"]
+    assert len(waits) == 12
+    assert waits[0] < waits[3] < waits[6]
+    assert max(waits) <= 600.0 * 1.2
+
+
+def test_one_refused_row_is_bisected_out(replay: Replays) -> None:
+    """The create is refused for one bad row: all the others are embedded."""
+    texts = [f"text {n}" for n in range(8)]
+    run = replay(FakeProvider(), texts)
+
+    def refuse(label: str) -> None:
+        if "text 5" in run.provider._uploads[f"file-{label}"]:
+            raise InvalidRequestError("Error on line 1: bad row")
+
+    run.provider.before_submit = refuse
+    run.work()
+    run.assert_right(failed={5})
+    (failure,) = run.journal.failures(run.context.run_id)
+    assert (failure.code, failure.kept) == ("refused", True)
+    assert run.provider.rows_bought.count("text 4") == 1
+
+
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED])
+def test_a_job_that_ends_badly_without_results_goes_on_in_a_child(
+    replay: Replays, state: JobState
+) -> None:
+    """Once more, later, under a new label."""
+    bad = iter([state])
+
+    def spoil(job: Job) -> None:
+        job.state = next(bad, JobState.COMPLETED)
+        job.has_results = job.state is JobState.COMPLETED
+
+    run = replay(FakeProvider(on_job=spoil), ["one", "two"])
+    run.work()
+    run.assert_right()
+    assert run.states() == [BatchState.SPLIT, BatchState.PUBLISHED]
+    assert len(set(run.provider.submitted)) == 2
+
+
+def test_a_cancelled_job_with_results_keeps_them(replay: Replays) -> None:
+    """What it holds is written; what it lacks goes on in a child."""
+    bad = iter([JobState.CANCELLED])
+
+    def spoil(job: Job) -> None:
+        job.state = next(bad, JobState.COMPLETED)
+
+    def half(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        if job.state is not JobState.CANCELLED:
+            return blocks
+        (block,) = blocks
+        return [replace(block, keys=block.keys[:4], vectors=block.vectors[:4])]
+
+    run = replay(FakeProvider(on_job=spoil, on_results=half), [f"text {n}" for n in range(8)])
+    run.work()
+    run.assert_right()
+    assert run.provider.rows_bought.count("text 1") == 1
+    assert run.provider.rows_bought.count("text 6") == 2
+
+
+def test_a_job_that_keeps_failing_calls_a_person(replay: Replays) -> None:
+    """After the last attempt the run says what to type, instead of paying on."""
+
+    def spoil(job: Job) -> None:
+        job.state, job.has_results, job.error = JobState.FAILED, False, "out of quota"
+
+    run = replay(FakeProvider(on_job=spoil), ["one", "two"])
+    last = run.work()[-1]
+    assert isinstance(last, Stuck)
+    assert "out of quota" in last.error
+    assert "embatch resume" in last.error
+    assert len(run.provider.submitted) == 5
+
+
+def test_transient_rows_are_sent_again_alone_and_fail_in_the_end(replay: Replays) -> None:
+    """Bounded attempts; its neighbours are bought once."""
+    error = RowError(code="unavailable", message="try again", transient=True)
+
+    def spoil(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        (block,) = blocks
+        bad = [i for i, text in enumerate(job.texts) if text == "text 3"]
+        good = [i for i in range(len(job.texts)) if i not in bad]
+        return [
+            ResultBlock(
+                keys=[block.keys[i] for i in good],
+                vectors=block.vectors[good],
+                errors=[(block.keys[i], error) for i in bad],
+            )
+        ]
+
+    run = replay(FakeProvider(on_results=spoil))
+    run.work()
+    run.assert_right(failed={3})
+    assert run.provider.rows_bought.count("text 3") == 5
+    assert run.provider.rows_bought.count("text 2") == 1
+
+
+def test_misaligned_results_are_quarantined_and_never_written(replay: Replays) -> None:
+    """A key of another batch stops the batch; its vectors reach no part."""
+
+    def foreign(_job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        return [replace(block, keys=[f"beef{key}" for key in block.keys]) for block in blocks]
+
+    run = replay(FakeProvider(on_results=foreign), ["one"])
+    last = run.work()[-1]
+    assert isinstance(last, Stuck)
+    assert "quarantined" in last.error
+    assert run.written() == {}
+    assert run.states() == [BatchState.QUARANTINED]
+
+
+def test_a_part_that_vanished_is_made_again(replay: Replays) -> None:
+    """Between writing and publishing, a lost file costs a second reading, not a second purchase."""
+    run = replay(FakeProvider(), ["one"])
+
+    def lose(name: str) -> None:
+        if name == "part.journaled" and len(lost) < 1:
+            for path in run.context.paths.parts.glob(".part-*"):
+                path.unlink()
+                lost.append(path)
+
+    lost: list[Path] = []
+    run.context = replace(run.context, checkpoint=lose)
+    run.work()
+    run.assert_right()
+    assert lost
+    assert run.provider.rows_bought == ["one"]
+
+
+def test_the_job_of_a_lost_local_batch_is_planned_again(replay: Replays) -> None:
+    """Where nothing is billed, a batch that the service lost starts over by itself."""
+    provider = FakeProvider().limited(billed=False, settle_s=0.0)
+    run = replay(provider, ["one"])
+    while run.states() != [BatchState.SUBMITTED]:
+        run.step()
+    provider.jobs.clear()
+    run.work()
+    run.assert_right()
+
+
+def test_a_lost_billed_job_calls_a_person(replay: Replays) -> None:
+    """Money is not spent twice on a guess."""
+    run = replay(FakeProvider(), ["one"])
+    while run.states() != [BatchState.SUBMITTED]:
+        run.step()
+    run.provider.jobs.clear()
+    assert isinstance(run.work()[-1], Stuck)
+    assert len(run.provider.submitted) == 1
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 24), distinct=st.integers(1, 24))
+def test_a_bad_day_of_any_kind_ends_right(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, rows: int, distinct: int
+) -> None:
+    """Errors of all kinds at random: every row once, right, and no job made twice by mistake."""
+    chance = random.Random(seed)
+
+    def sometimes(error: Callable[[], Exception], odds: float) -> Callable[[str], None]:
+        def hook(_: str) -> None:
+            if chance.random() < odds:
+                raise error()
+
+        return hook
+
+    def shuffled(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        (block,) = blocks
+        order = list(range(len(job.texts)))
+        chance.shuffle(order)
+        if chance.random() < 0.3:
+            order.append(order[0])
+        return [replace(block, keys=[block.keys[i] for i in order], vectors=block.vectors[order])]
+
+    def late(job: Job) -> None:
+        if chance.random() < 0.2:
+            job.state, job.has_results = JobState.EXPIRED, False
+
+    provider = FakeProvider(
+        before_submit=sometimes(lambda: IndeterminateError("lost", label="x"), 0.2),
+        after_submit=sometimes(lambda: IndeterminateError("lost", label="x"), 0.2),
+        before_find=sometimes(lambda: ProviderUnavailableError("503"), 0.2),
+        before_poll=sometimes(lambda: RateLimitError("429"), 0.2),
+        on_job=late,
+        on_results=shuffled,
+    )
+    texts = [f"text {n % distinct}" for n in range(rows)]
+    run = Replay(tmp_path_factory.mktemp("run"), provider, texts)
+    outcomes = run.work(steps=5_000)
+    if not isinstance(outcomes[-1], Stuck):
+        failures = list(run.journal.failures(run.context.run_id))
+        assert {failure.code for failure in failures} <= {"job_expired"}
+        run.assert_right(failed={failure.row for failure in failures})
+    assert len(set(provider.submitted)) == len(provider.submitted)
+    run.journal.close()
+
+
+def test_the_replay_tables_are_what_pyarrow_reads(tmp_path: Path) -> None:
+    """The staged input keeps texts to the letter: white space, Unicode form, control characters."""
+    texts = ["  a\tb \r\n", "e\u0301", "\u00e9", "\x00\x07", "\u2028"]
+    run = Replay(tmp_path, FakeProvider(), texts)
+    run.work()
+    run.assert_right()
+    assert pa.table({"t": texts})["t"].to_pylist() == run.provider.rows_bought
+    run.journal.close()

@@ -1,0 +1,163 @@
+"""Results are joined by key alone; whatever is wrong gets a name in its place."""
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embatch.errors import AlignmentError
+from embatch.providers.base import wire_key
+from embatch.runs.verify import Join
+from embatch.types.embedding import RowError, Space
+from embatch.types.results import ResultBlock
+
+LABEL = "embatch:j:r:0:1"
+DIMS = 4
+SPACE = Space(provider="local", model="m", dims=DIMS)
+ERROR = RowError(code="internal", message="no")
+
+
+def truth(items: int) -> np.ndarray:
+    matrix = np.random.default_rng(items).normal(size=(items, DIMS)).astype(np.float32)
+    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+
+
+def join(items: int) -> Join:
+    into = np.zeros((items, DIMS), dtype=np.float32)
+    return Join(label=LABEL, items=items, space=SPACE, into=into)
+
+
+def block(indices: list[int], vectors: np.ndarray, label: str = LABEL) -> ResultBlock:
+    return ResultBlock(keys=[wire_key(label, index) for index in indices], vectors=vectors)
+
+
+@given(items=st.integers(1, 40), seed=st.integers(0, 10**6), size=st.integers(1, 9), data=st.data())
+def test_any_order_and_any_gaps_join_to_the_same(
+    items: int, seed: int, size: int, data: st.DataObject
+) -> None:
+    """Shuffled, cut anyhow, with rows failed or left out: each vector stands at its item."""
+    vectors = truth(items)
+    order = list(range(items))
+    random.Random(seed).shuffle(order)
+    left_out = data.draw(st.sets(st.sampled_from(order)))
+    failed = data.draw(st.sets(st.sampled_from(order))) - left_out
+    good = [index for index in order if index not in left_out | failed]
+    joining = join(items)
+    for start in range(0, len(good), size):
+        part = good[start : start + size]
+        joining.add(block(part, vectors[part]))
+    for index in failed:
+        joining.add(
+            ResultBlock(
+                keys=[],
+                vectors=np.empty((0, DIMS), np.float32),
+                errors=[(wire_key(LABEL, index), ERROR)],
+            )
+        )
+    joined = joining.finish()
+    assert np.allclose(joined.vectors[good], vectors[good], atol=1e-6)
+    codes = {index: error.code for index, error in joined.errors.items()}
+    assert codes == dict.fromkeys(left_out, "missing") | dict.fromkeys(failed, "internal")
+
+
+def test_the_same_line_twice_is_counted_and_passes() -> None:
+    """A service that repeats itself exactly does no harm, within a block or across blocks."""
+    vectors = truth(3)
+    joining = join(3)
+    joining.add(block([0, 1, 0], vectors[[0, 1, 0]]))
+    joining.add(block([2, 1], vectors[[2, 1]]))
+    joined = joining.finish()
+    assert joined.repeated == 2
+    assert not joined.errors
+    assert np.allclose(joined.vectors, vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_one_key_with_two_vectors_is_refused(split: bool) -> None:
+    """Which of the two is right cannot be known."""
+    vectors = truth(2)
+    joining = join(2)
+    last = block([0, 0], vectors)
+    if split:
+        joining.add(block([0], vectors[[0]]))
+        last = block([0], vectors[[1]])
+    with pytest.raises(AlignmentError, match="item 0 came twice with different vectors"):
+        joining.add(last)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (wire_key("embatch:j:r:0:2", 0), "key of another batch"),
+        ("0", "key of another batch"),
+        (wire_key(LABEL, 2), "item 2 of a batch of 2"),
+        (wire_key(LABEL, 0).replace(":0", ":-1"), "never had"),
+        (wire_key(LABEL, 0).replace(":0", ":²"), "never had"),
+        (wire_key(LABEL, 0).replace(":0", ":"), "never had"),
+    ],
+)
+def test_a_foreign_or_unknown_key_is_refused(key: str, words: str) -> None:
+    """Another batch's file cannot pass for this one's."""
+    joining = join(2)
+    with pytest.raises(AlignmentError, match=words):
+        joining.add(ResultBlock(keys=[key], vectors=truth(1)))
+
+
+def test_a_row_that_is_both_vector_and_error_is_refused() -> None:
+    """A row cannot have come and failed."""
+    joining = join(1)
+    joining.add(block([0], truth(1)))
+    with pytest.raises(AlignmentError, match="both"):
+        joining.add(
+            ResultBlock(
+                keys=[],
+                vectors=np.empty((0, DIMS), np.float32),
+                errors=[(wire_key(LABEL, 0), ERROR)],
+            )
+        )
+
+
+def test_broken_vectors_are_errors_in_their_place() -> None:
+    """NaN, infinity and zeros never reach a part; their neighbours do."""
+    vectors = truth(4)
+    broken = vectors.copy()
+    broken[1, 2], broken[2, 0], broken[3] = np.nan, np.inf, 0.0
+    joining = join(4)
+    joining.add(block([0, 1, 2, 3], broken))
+    joined = joining.finish()
+    codes = {index: error.code for index, error in joined.errors.items()}
+    assert codes == {1: "not_finite", 2: "not_finite", 3: "zero_vector"}
+    assert all(error.transient for error in joined.errors.values())
+    assert np.allclose(joined.vectors[0], vectors[0], atol=1e-6)
+
+
+def test_wrong_dims_are_refused() -> None:
+    """Vectors of another length belong to another space."""
+    with pytest.raises(AlignmentError, match="vectors of 3 values"):
+        join(1).add(block([0], np.ones((1, 3), np.float32)))
+
+
+def test_vectors_are_brought_to_length_one() -> None:
+    """A service that answers with other lengths is normalised, as the space says."""
+    joining = join(2)
+    joining.add(block([0, 1], truth(2) * 0.59))
+    assert np.allclose(np.linalg.norm(joining.finish().vectors, axis=1), 1.0, atol=1e-6)
+
+
+def test_tokens_and_truncations_are_counted_once_a_row() -> None:
+    """A repeated line is not billed twice in the figures."""
+    vectors = truth(2)
+    joining = join(2)
+    joining.add(
+        ResultBlock(
+            keys=[wire_key(LABEL, index) for index in (0, 1, 1)],
+            vectors=vectors[[0, 1, 1]],
+            tokens=np.array([5, 7, 7], np.int32),
+            truncated=np.array([False, True, True]),
+        )
+    )
+    joined = joining.finish()
+    assert joined.tokens == 12
+    assert joined.truncated.tolist() == [False, True]
