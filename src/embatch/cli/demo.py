@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 QUERIES = (
     "read a file line by line",
-    "wait until several threads have finished",
-    "turn a date into a string",
+    "copy a folder with everything in it",
+    "measure how long code takes to run",
 )
 HITS = 3
 TEXTS_FILE = "docs.jsonl"
@@ -93,7 +93,7 @@ def _show_hits(session: Session, query: str, hits: "list[Hit]") -> None:
 
     session.say("")
     session.say(f"“{query}”", style="bold")
-    session.out.print(hit_table(hits))
+    session.out.print(hit_table(hits, session.out.width))
 
 
 def _show_next(session: Session, texts: Path, vectors: Path) -> None:

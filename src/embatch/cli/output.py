@@ -64,7 +64,7 @@ def search(
     if not hits:
         session.say(f"{out} holds no vectors yet")
         return
-    session.out.print(hit_table(hits))
+    session.out.print(hit_table(hits, session.out.width))
 
 
 def find_hits(
@@ -101,14 +101,15 @@ def hit_json(hit: "Hit") -> dict[str, Any]:
     return {"score": round(hit.score, 6), "key": hit.key, "row": hit.row, "kept": hit.kept}
 
 
-def hit_table(hits: list["Hit"]) -> Table:
-    """Score, key and the first line of each kept value."""
+def hit_table(hits: list["Hit"], width: int) -> Table:
+    """Score, key and the first line of each kept value; keys get at most half of `width`."""
     kept = list(hits[0].kept)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("score", justify="right", style="green", no_wrap=True)
-    table.add_column("key", overflow="fold")
+    longest = max(len(hit.key) for hit in hits)
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=bool(kept))
+    table.add_column("score", justify="right", style="green", width=6)
+    table.add_column("key", overflow="fold", width=min(max(longest, 3), width // 2))
     for name in kept:
-        table.add_column(name, ratio=1, no_wrap=len(kept) == 1, overflow="ellipsis")
+        table.add_column(name, ratio=1, no_wrap=True, overflow="ellipsis")
     for hit in hits:
         values = [Text(_first_line(hit.kept[name]), style="dim") for name in kept]
         table.add_row(f"{hit.score:.3f}", Text(hit.key), *values)

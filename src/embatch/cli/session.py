@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from embatch.journal.records import RunRecord
 
 
+PIPE_WIDTH = 200
+"""Columns of a table that is written to a file or another program."""
+
+
 class Session:
     """What the commands share. Typer carries it as the context's object."""
 
@@ -59,7 +63,7 @@ class Session:
     @cached_property
     def out(self) -> Console:
         """Standard output: results."""
-        return Console(highlight=False)
+        return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
     @cached_property
     def err(self) -> Console:
