@@ -131,6 +131,22 @@ def test_one_file_holds_the_rows_in_order(world: World, tmp_path: Path, name: st
     assert json.loads(failure)["code"] == "empty_text"
 
 
+@pytest.mark.parametrize("name", ["all.parquet", "all.npy"])
+def test_a_file_of_no_rows_is_written_when_all_fail(
+    world: World, tmp_path: Path, name: str
+) -> None:
+    """A dataset of empty texts ends with an empty file and its failures, not with a crash."""
+    table = pa.table({"text": ["", None], "size": [1, 2]})
+    status = embed(world(), table, tmp_path / name, keep=["size"]).status()
+    assert (status.state, status.failed) == (RunState.COMPLETED_WITH_FAILURES, 2)
+    if name.endswith(".npy"):
+        assert np.load(tmp_path / name).shape == (0, DIMS)
+    else:
+        found = pq.read_table(tmp_path / name)
+        assert found.num_rows == 0
+        assert found.schema.field("size").type == pa.int64()
+
+
 def test_the_same_output_again_does_nothing_more(world: World, tmp_path: Path) -> None:
     """A finished run is found finished."""
     source = tmp_path / "texts.txt"

@@ -7,10 +7,12 @@ from typing import Any
 
 from embatch.datasets.assemble import assemble_npy, assemble_parquet
 from embatch.datasets.manifest import Manifest, PartEntry
-from embatch.datasets.output import OutputPaths, write_failures
+from embatch.datasets.output import write_failures
+from embatch.datasets.vector_file import part_schema
 from embatch.errors import TransitionRefusedError
 from embatch.journal.store import Journal
 from embatch.runs.context import RunContext
+from embatch.runs.planning import open_run_source
 from embatch.types.state import FINAL_RUN_STATES, BatchState, RunEvent, RunState
 
 SCRATCH = ("stage", "digest", "copies")
@@ -25,7 +27,7 @@ def finish_run(context: RunContext) -> None:
     context.checkpoint("finish.failures")
     parts = _part_entries(context)
     if paths.single_file is not None:
-        _assemble(paths, paths.single_file, parts)
+        _assemble(context, paths.single_file, parts)
     context.checkpoint("finish.assembled")
     manifest = Manifest.load(paths.manifest)
     manifest.completed(
@@ -108,9 +110,13 @@ def _part_entries(context: RunContext) -> list[PartEntry]:
     ]
 
 
-def _assemble(paths: OutputPaths, single_file: Path, parts: list[PartEntry]) -> None:
+def _assemble(context: RunContext, single_file: Path, parts: list[PartEntry]) -> None:
+    paths = context.paths
+    schema = None
+    if not parts:  # every row failed: the file has its columns and no rows
+        schema = part_schema(context.space.dims, open_run_source(context).schema)
     files = [paths.parts / part.name for part in parts]
     if paths.keys_file is not None:
-        assemble_npy(files, single_file, paths.keys_file)
+        assemble_npy(files, single_file, paths.keys_file, schema=schema)
     else:
-        assemble_parquet(files, single_file)
+        assemble_parquet(files, single_file, schema=schema)
