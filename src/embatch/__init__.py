@@ -16,6 +16,7 @@ from embatch.errors import (
     BatchTimeoutError,
     BudgetExceededError,
     ConfigError,
+    DuplicateKeyError,
     EmbatchError,
     IndeterminateError,
     InputError,
@@ -26,6 +27,7 @@ from embatch.errors import (
     ProviderUnavailableError,
     RateLimitError,
     SpaceMismatchError,
+    StorageError,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ __all__ = [
     "Client",
     "ConfigError",
     "ContentEmbedding",
+    "DuplicateKeyError",
     "EmbatchError",
     "EmbedContentBatch",
     "EmbedContentBatchStats",
@@ -89,6 +92,7 @@ __all__ = [
     "Run",
     "RunStatus",
     "SpaceMismatchError",
+    "StorageError",
     "TaskType",
     "__version__",
     "get_run",

@@ -1,7 +1,9 @@
 """Runs from Python: `embatch.run`, `embatch.submit`, `embatch.get_run`, `embatch.list_runs`."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ from embatch.datasets.output import OutputPaths
 from embatch.datasets.source import open_source
 from embatch.datasets.spool import spool_data
 from embatch.environment import Environment
-from embatch.errors import InvalidRequestError, error_named
+from embatch.errors import InputError, InvalidRequestError, error_named
 from embatch.execution.threads import ThreadExecutor
 from embatch.journal.records import Failure, RunRecord
 from embatch.runs.config import RunConfig
-from embatch.runs.end import cancel_run, forget_run, retry_run
+from embatch.runs.end import cancel_run, forget_run, retry_run, take_back
 from embatch.runs.outputs import read_output
 from embatch.runs.start import start_run, wake_run
 from embatch.runs.status import RunStatus, read_status
@@ -103,6 +105,33 @@ class Run:
             on_progress(status)
         return status
 
+    def stage(self) -> None:
+        """Reads the data through and stages it, so that the inputs are not needed any more.
+
+        Raises InputError for data that is broken; such a run is taken back, so that the mended
+        data may have the same output.
+        """
+        environment = self._environment
+        if self._record().state is RunState.PLANNING:
+            ThreadExecutor(
+                environment.journal,
+                environment.context,
+                threads=1,
+                planning_only=True,
+                clock=environment.hooks.clock,
+            ).work([self.id], until=lambda: self._record().state is not RunState.PLANNING)
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raises the error that ended the run, if one did; broken data takes the run back."""
+        status = self.status()
+        if status.state is not RunState.FAILED:
+            return
+        error = error_named(status.error_code, f"run {status.id} failed: {status.error}")
+        if isinstance(error, InputError):
+            take_back(self._environment.journal, self.id)
+        raise error
+
     def resume(self) -> "Run":
         """Sets a stopped run going again: `wait()` or a worker goes on with it."""
         wake_run(self._environment.journal, self.id, now=self._environment.now())
@@ -138,7 +167,7 @@ class Run:
         return self._environment.journal.get_run(self.id)
 
 
-def submit(
+def enter(
     data: Any,
     out: str | Path,
     *,
@@ -158,15 +187,9 @@ def submit(
     environment: Environment | None = None,
     **options: Any,
 ) -> Run:
-    """Enters a run in the journal and returns at once; the same `out` again gives the same run.
+    """Enters a run in the journal without reading its data; whoever works on it plans it first.
 
-    `data` is a path or glob, a sequence of them as `Path`s, an iterable of texts or of
-    `(key, text)`, an Arrow table or a DataFrame; what has no file is kept as one in the output.
-    `options` are the operational settings of `RunConfig`: `max_batch_items`, `max_batch_tokens`,
-    `poll_interval_s`, `too_long` ("send", "cut" or "fail") and `alert_below_pct`.
-
-    Raises InvalidRequestError for arguments or an output that do not fit, InputError for data
-    that cannot be read, SpaceMismatchError when `out` holds vectors of another space.
+    Takes and raises what `submit` does, but for what is wrong inside the data.
     """
     world = environment or Environment.open(journal=journal)
     try:
@@ -178,7 +201,7 @@ def submit(
             inputs=tuple(str(file.path) for file in source.files),
             out=str(paths.out),
             provider=provider or world.settings.provider or "local",
-            model=model or world.settings.model,
+            model=_model_name(model or world.settings.model),
             text=source.text_column,
             key=source.key_column,
             keep=source.keep_columns,
@@ -199,10 +222,69 @@ def submit(
             priority=priority,
         )
     except BaseException:
+        _leave_no_trace(str(out))
         if environment is None:
             world.close()
         raise
     return Run(world, run.id)
+
+
+def submit(
+    data: Any,
+    out: str | Path,
+    *,
+    provider: str | None = None,
+    model: str | None = None,
+    text: str | None = None,
+    key: str | None = None,
+    keep: Sequence[str] = (),
+    dims: int | None = None,
+    task_type: str | None = None,
+    precision: str = "auto",
+    reuse: str | Path | None = None,
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    priority: int = 0,
+    journal: str | None = None,
+    environment: Environment | None = None,
+    **options: Any,
+) -> Run:
+    """Stages the data durably, journals the run and returns; the same `out` gives the same run.
+
+    `data` is a path or glob, a sequence of them as `Path`s, an iterable of texts or of
+    `(key, text)`, an Arrow table or a DataFrame; what has no file is kept as one in the output.
+    `options` are the operational settings of `RunConfig`: `max_batch_items`, `max_batch_tokens`,
+    `poll_interval_s`, `too_long` ("send", "cut" or "fail") and `alert_below_pct`.
+
+    Raises InvalidRequestError for arguments or an output that do not fit, InputError for data
+    that cannot be read, SpaceMismatchError when `out` holds vectors of another space.
+    """
+    handle = enter(
+        data,
+        out,
+        provider=provider,
+        model=model,
+        text=text,
+        key=key,
+        keep=keep,
+        dims=dims,
+        task_type=task_type,
+        precision=precision,
+        reuse=reuse,
+        name=name,
+        tags=tags,
+        priority=priority,
+        journal=journal,
+        environment=environment,
+        **options,
+    )
+    try:
+        handle.stage()
+    except BaseException:
+        if environment is None:
+            handle.close()
+        raise
+    return handle
 
 
 def run(
@@ -218,10 +300,9 @@ def run(
     Takes what `submit` takes. Raises EmbatchError when the run fails; rows that fail are data:
     see `status.failed` and the output's failures.jsonl.
     """
-    with submit(data, out, **settings) as handle:
+    with enter(data, out, **settings) as handle:
         status = handle.wait(timeout, on_progress=on_progress)
-    if status.state is RunState.FAILED:
-        raise error_named(status.error_code, f"run {status.id} failed: {status.error}")
+        handle.raise_failure()
     return status
 
 
@@ -244,6 +325,24 @@ def list_runs(
             read_status(environment.journal, record.id, now=environment.now())
             for record in environment.journal.list_runs(tags=tags)
         ]
+
+
+def _leave_no_trace(out: str) -> None:
+    """Removes what a refused call left of an output that was not there before."""
+    paths = OutputPaths.for_out(out)
+    if paths.manifest.exists():
+        return
+    shutil.rmtree(paths.work / "spool", ignore_errors=True)
+    with suppress(OSError):  # folders that hold other things stay
+        paths.work.rmdir()
+        paths.parts.rmdir()
+
+
+def _model_name(model: str | None) -> str | None:
+    """A model folder's absolute path, so that a worker elsewhere finds it; a name as it is."""
+    if model is not None and Path(model).is_dir():
+        return str(Path(model).absolute())
+    return model
 
 
 def _inputs(data: Any, spool: Path) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from embatch import api
 from embatch.config import Settings
 from embatch.environment import Environment, Hooks
-from embatch.errors import InputError, InvalidRequestError, SpaceMismatchError
+from embatch.errors import DuplicateKeyError, InputError, InvalidRequestError, SpaceMismatchError
 from embatch.runs.status import RunStatus
 from embatch.testing.engine import FakeEngine
 from embatch.types.state import RunState
@@ -318,13 +318,12 @@ def test_forgetting_removes_kept_texts_and_leaves_the_output(world: World, tmp_p
 
 def test_duplicate_keys_are_refused_before_any_work(world: World, tmp_path: Path) -> None:
     """The error names the key and both rows; nothing was embedded."""
-    run = embed(world(), [("a", "x"), ("b", "y"), ("a", "z")], tmp_path / "out")
-    status = run.status()
-    assert status.state is RunState.FAILED
-    assert "'a'" in str(status.error)
-    assert "0" in str(status.error)
-    assert "2" in str(status.error)
-    assert status.batches == {}
+    environment = world()
+    with pytest.raises(DuplicateKeyError, match=r"'a'.*row.*0.*2"):
+        embed(environment, [("a", "x"), ("b", "y"), ("a", "z")], tmp_path / "out")
+    assert environment.journal.list_runs() == []
+    embed(environment, [("a", "x"), ("b", "y"), ("c", "z")], tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == 3
 
 
 def test_an_input_that_changes_while_it_is_planned_is_refused(world: World, tmp_path: Path) -> None:
@@ -332,11 +331,21 @@ def test_an_input_that_changes_while_it_is_planned_is_refused(world: World, tmp_
     source = tmp_path / "texts.txt"
     source.write_text("one\ntwo\n")
     environment = world()
-    run = api.submit(source, tmp_path / "out", environment=environment)
+    run = api.enter(source, tmp_path / "out", environment=environment)
     source.write_text("one\ntwo\nthree\n")
     status = run.wait(60)
     assert status.state is RunState.FAILED
     assert "texts.txt changed" in str(status.error)
+
+
+def test_a_submitted_run_needs_its_source_no_more(world: World, tmp_path: Path) -> None:
+    """What was staged is what is embedded, whatever happens to the file."""
+    source = tmp_path / "texts.txt"
+    source.write_text("one\ntwo\none\n")
+    run = api.submit(source, tmp_path / "out", environment=world())
+    source.unlink()
+    assert run.wait(60).state is RunState.COMPLETED
+    assert_right(rows_of(tmp_path / "out"), {"0": "one", "1": "two", "2": "one"})
 
 
 def test_a_run_is_looked_up_from_elsewhere(
@@ -351,7 +360,7 @@ def test_a_run_is_looked_up_from_elsewhere(
     monkeypatch.setenv("EMBATCH_HOME", str(tmp_path / "home"))
     with api.get_run("nightly", journal=url) as found:
         assert found.id == run.id
-        assert found.status().state is RunState.PLANNING
+        assert found.status().state is RunState.RUNNING
     (listed,) = api.list_runs(tags={"t": "1"}, journal=url)
     assert listed.id == run.id
     assert api.list_runs(tags={"t": "2"}, journal=url) == []

@@ -1,8 +1,6 @@
 """Commands that make runs, and that work on them."""
 
-import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -251,17 +249,6 @@ def _refuse(environment: "Environment", status: "RunStatus") -> None:
 
 
 def _submit(environment: "Environment", inputs: Sequence[str], out: Path, **settings: Any) -> "Run":
-    """Enters the run. A refused call leaves no trace of an output that was not there before."""
-    from embatch.api import submit
-    from embatch.datasets.output import OutputPaths
+    from embatch.api import enter
 
-    try:
-        return submit([Path(name) for name in inputs], out, environment=environment, **settings)
-    except BaseException:
-        paths = OutputPaths.for_out(str(out))
-        if not paths.manifest.exists():
-            shutil.rmtree(paths.work / "spool", ignore_errors=True)
-            with suppress(OSError):  # folders that hold other things stay
-                paths.work.rmdir()
-                paths.parts.rmdir()
-        raise
+    return enter([Path(name) for name in inputs], out, environment=environment, **settings)

@@ -37,6 +37,7 @@ class ThreadExecutor:
         open_context: Callable[[RunRecord], RunContext],
         *,
         threads: int = 3,
+        planning_only: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._journal = journal
@@ -44,6 +45,7 @@ class ThreadExecutor:
         self._clock = clock
         self._owner = owner_identity()
         self._threads = threads
+        self._planning_only = planning_only
         self._contexts: dict[str, RunContext] = {}
         self._opening = threading.Lock()
         self._held: set[str] = set()
@@ -131,6 +133,8 @@ class ThreadExecutor:
     def _step_of(self, run: RunRecord, context: RunContext) -> bool:
         if run.state is RunState.PLANNING and self._plan(run, context):
             return True
+        if self._planning_only:
+            return False
         claim = self._journal.leases.claim_step(
             run.id,
             owner=self._owner,
