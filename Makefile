@@ -39,11 +39,18 @@ check: $(READY) ## Lint, format, types, architecture
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
+# The peers want torch, and versions that embatch must not depend on: a home of their own.
+$(BENCH_READY): benchmarks/requirements-peers.txt benchmarks/requirements-peers-no-deps.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements-peers.txt
+	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/requirements-peers-no-deps.txt
+	@touch $@
+
 bench: $(READY) $(BENCH_READY) ## Measure against named peers, in one run
 	$(BIN)/python -m benchmarks
 
 docs: $(READY) ## Draw the pictures and pages that come from the code
-	$(BIN)/python -m tests.docs
+	$(BIN)/python docs/draw.py
 
 clean: ## Remove the environments
 	rm -rf $(VENV) $(BENCH_VENV)
