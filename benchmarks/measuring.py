@@ -52,6 +52,7 @@ class Contender:
     def __init__(self, name: str, command: Sequence[str]) -> None:
         self.name = name
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
         self.peak_mb = 0.0
         self._process = subprocess.Popen(
             command,
@@ -95,9 +96,10 @@ def serve(work: Callable[[Mapping[str, Any]], Mapping[str, object]], **ready: ob
     """The other end of a `Contender`: answers each question with what `work` gives and its time."""
     print(json.dumps({"ready": True, **ready}), flush=True)
     for line in sys.stdin:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         answer = dict(work(json.loads(line)))
         answer["seconds"] = time.perf_counter() - start
+        answer["cpu_seconds"] = time.process_time() - cpu_start
         answer["peak_mb"] = peak_mb()
         print(json.dumps(answer), flush=True)
 
@@ -113,6 +115,7 @@ def interleave(contenders: Sequence[Contender], rounds: int) -> None:
         for contender in contenders:
             answer = contender.ask(do="round")
             contender.seconds.append(answer["seconds"])
+            contender.cpu_seconds.append(answer["cpu_seconds"])
             contender.peak_mb = answer["peak_mb"]
             print(
                 f"round {number + 1} {contender.name}: {answer['seconds']:.2f} s", file=sys.stderr

@@ -3,6 +3,7 @@
 python -m benchmarks.prepare_peers SOURCE_FOLDER TARGET_FOLDER
 """
 
+import json
 import shutil
 import sys
 import warnings
@@ -32,12 +33,26 @@ class _TokenVectors(torch.nn.Module):  # type: ignore[misc]
         ).last_hidden_state
 
 
+def _mend_tokenizer(folder: Path) -> None:
+    """Lets fastembed read as many tokens as the others: the file cuts and pads at 128 by itself."""
+    path = folder / "tokenizer.json"
+    limit = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
+    tokenizer = json.loads(path.read_text())
+    tokenizer["padding"] = None
+    tokenizer["truncation"]["max_length"] = limit
+    path.write_text(json.dumps(tokenizer))
+    config_path = folder / "tokenizer_config.json"
+    config = json.loads(config_path.read_text())
+    config_path.write_text(json.dumps({**config, "model_max_length": limit}))
+
+
 def main() -> None:
     """Copies the folder, then adds openvino/ and onnx/ beside the weights."""
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
     SentenceTransformer(str(target), device="cpu", backend="openvino").save_pretrained(str(target))
+    _mend_tokenizer(target)
     (target / "onnx").mkdir()
     inputs = ["input_ids", "attention_mask", "token_type_ids"]
     ids = torch.ones(2, 16, dtype=torch.int64)
