@@ -11,7 +11,7 @@ from embatch.journal.entries import adopted_values, enter_batches, enter_failure
 from embatch.journal.records import AdoptedPart, BatchRecord, Failure, NewBatch, RunCounts
 from embatch.journal.rows import batch_record, record_event
 from embatch.journal.schema import batches_table, failures_table, runs_table
-from embatch.journal.sums import count_rows, published_pace
+from embatch.journal.sums import count_rows, present_pace
 from embatch.types.state import (
     FINAL_BATCH_STATES,
     BatchEvent,
@@ -281,9 +281,9 @@ class BatchTable:
             return count_rows(connection, run_id)
 
     def pace(self, run_id: str, *, batches: int, now: float) -> float | None:
-        """Rows a second over the last published batches; None before there is one."""
+        """Rows a second of late; None before the first row is done."""
         with self._database.read() as connection:
-            return published_pace(connection, run_id, batches, now)
+            return present_pace(connection, run_id, batches, now)
 
     def first_blocked(self, run_id: str) -> BatchRecord | None:
         """The blocked batch whose next step is the earliest."""

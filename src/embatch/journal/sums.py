@@ -8,6 +8,9 @@ from embatch.journal.records import RunCounts
 from embatch.journal.schema import batches_table, failures_table
 from embatch.types.state import BatchState
 
+UNDER_WAY = (BatchState.SUBMITTED, BatchState.READY, BatchState.COLLECTED)
+"""States of batches whose rows may be done and are not written yet."""
+
 
 def count_rows(connection: Connection, run_id: str) -> RunCounts:
     """What stands where, of one run."""
@@ -20,9 +23,7 @@ def count_rows(connection: Connection, run_id: str) -> RunCounts:
         )
     }
     published = table.state == BatchState.PUBLISHED.value
-    under_way = table.state.in_(
-        [BatchState.SUBMITTED.value, BatchState.READY.value, BatchState.COLLECTED.value]
-    )
+    under_way = table.state.in_([state.value for state in UNDER_WAY])
     original = table.parent_id.is_(None)
 
     def total(condition: Any, column: Any) -> Any:
@@ -51,8 +52,8 @@ def count_rows(connection: Connection, run_id: str) -> RunCounts:
     )
 
 
-def published_pace(connection: Connection, run_id: str, batches: int, now: float) -> float | None:
-    """Rows a second over the last `batches` published ones, up to `now`."""
+def present_pace(connection: Connection, run_id: str, batches: int, now: float) -> float | None:
+    """Rows a second of the last `batches` published ones and of those under way, up to `now`."""
     table = batches_table.c
     # A published batch's next_at is the moment of its last step; the index has it in order.
     last = connection.execute(
@@ -65,7 +66,13 @@ def published_pace(connection: Connection, run_id: str, batches: int, now: float
         .order_by(table.next_at.desc())
         .limit(batches)
     ).all()
-    if not last:
-        return None
-    since = min(float(row.submitted_at) for row in last)
-    return sum(int(row.part_rows) for row in last) / max(0.001, now - since)
+    live = connection.execute(
+        select(table.succeeded, table.submitted_at).where(
+            table.run_id == run_id,
+            table.state.in_([state.value for state in UNDER_WAY]),
+            table.submitted_at.is_not(None),
+        )
+    ).all()
+    paced = [(int(rows), float(since)) for rows, since in (*last, *live)]
+    rows = sum(count for count, _ in paced)
+    return rows / max(0.001, now - min(since for _, since in paced)) if rows else None
