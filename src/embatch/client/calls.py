@@ -19,6 +19,7 @@ from embatch.transport import FileSlice, Lost, Request, Response, Stream
 
 T = TypeVar("T")
 Once = Flow[Response | Lost] | Flow[Stream | Response | Lost]
+Gone = tuple[type[EmbatchError], ...]
 LOOKS: Final = 2
 """Complete walks of the list after an ambiguous creation."""
 BETWEEN_LOOKS_S: Final = 2.0
@@ -65,9 +66,13 @@ class Calls:
             authorization=None if open_to_all else self.authorization,
         )
 
-    def answer(self, what: str, request: Request) -> Flow[Response]:
-        """The answer to a request that may be repeated."""
-        found = yield from self._tried(what, lambda: perform(Send(request=request)))
+    def answer(self, what: str, request: Request, *, gone: Gone = ()) -> Flow[Response]:
+        """The answer to a request that may be repeated.
+
+        `gone` is how the service answers a removal of what is not there: after a try whose answer
+        was lost, it means that the removal worked.
+        """
+        found = yield from self._tried(what, lambda: perform(Send(request=request)), gone)
         if isinstance(found, Stream):
             raise TypeError("sending opens no stream")
         return found
@@ -81,9 +86,11 @@ class Calls:
             )
         return found
 
-    def _tried(self, what: str, once: "Callable[[], Once]") -> Flow[Response | Stream]:
+    def _tried(
+        self, what: str, once: Callable[[], Once], gone: Gone = ()
+    ) -> Flow[Response | Stream]:
         yield from self.ready()
-        renewed = False
+        renewed = in_doubt = False
         for attempt in itertools.count():
             outcome = yield from once()
             if isinstance(outcome, Stream):
@@ -93,14 +100,17 @@ class Calls:
                 case Accepted(response=response):
                     return response
                 case Refused(error=error):
+                    if in_doubt and isinstance(error, gone):
+                        return Response(status=200, headers={}, body=b"")
                     raise error
                 case Stale(error=error):
                     if renewed or not (yield from self.renewed()):
                         raise error
                     renewed = True
-                case Again(wait_s=wait_s, error=error):
+                case Again(wait_s=wait_s, error=error, ambiguous=ambiguous):
                     if attempt + 1 >= self.policy.attempts:
                         raise error
+                    in_doubt = in_doubt or ambiguous
                     yield from perform(Sleep(seconds=wait_s))
         raise AssertionError("counting never ends")
 
@@ -115,9 +125,9 @@ class Calls:
             return False
         return (yield from perform(Work(call=self.authorization.renew)))
 
-    def json(self, what: str, request: Request) -> Flow[dict[str, Any]]:
-        """The JSON object that answers a request that may be repeated."""
-        response = yield from self.answer(what, request)
+    def json(self, what: str, request: Request, *, gone: Gone = ()) -> Flow[dict[str, Any]]:
+        """The JSON object that answers a request that may be repeated; `gone` as in `answer`."""
+        response = yield from self.answer(what, request, gone=gone)
         return parse_object(response.body, what)
 
     def judged(

@@ -209,7 +209,9 @@ def get(calls: Calls, version: str, name: str) -> Flow[RemoteFile]:
 
 def delete(calls: Calls, version: str, name: str) -> Flow[None]:
     """Removes a file. One that is gone already answers 403, as one of others does."""
-    yield from calls.answer(f"deleting {name}", calls.request("DELETE", f"/{version}/{name}"))
+    request = calls.request("DELETE", f"/{version}/{name}")
+    gone = (NotFoundError, PermissionDeniedError)
+    yield from calls.answer(f"deleting {name}", request, gone=gone)
 
 
 def listed(calls: Calls, version: str) -> Flow[None]:

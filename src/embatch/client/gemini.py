@@ -226,15 +226,20 @@ class Gemini:
         name = batch_name(name)
         batch = yield from wait_until_stopped(self, name)
         yield from self.calls.answer(
-            f"deleting {name}", self.calls.request("DELETE", f"/{self.version}/{name}")
+            f"deleting {name}",
+            self.calls.request("DELETE", f"/{self.version}/{name}"),
+            gone=(NotFoundError,),
         )
         source = batch.input_config.file
         if source is not None and Label.parse(batch.label) is not None:
-            yield from self._forget(source)
+            yield from self._forget(source, batch.label)
 
-    def _forget(self, source: str) -> Flow[None]:
+    def _forget(self, source: str, label: str) -> Flow[None]:
+        """Removes the input that was uploaded for the batch `label`; no file of the user's."""
         try:
-            yield from files.delete(self.calls, self.version, source)
+            file = yield from files.get(self.calls, self.version, source)
+            if file.display_name == label:
+                yield from files.delete(self.calls, self.version, source)
         except (NotFoundError, PermissionDeniedError):
             return  # it ended after its 48 hours
 

@@ -217,7 +217,8 @@ class Vertex:
         batch = yield from wait_until_stopped(self, name)
         what = f"deleting {name}"
         request = self.calls.request("DELETE", f"/{self.places.version}/{name}")
-        yield from self._operation_done(what, (yield from self.calls.json(what, request)))
+        answer = yield from self.calls.json(what, request, gone=(NotFoundError,))
+        yield from self._operation_done(what, answer)
         source = batch.input_config.file or ""
         folder = source.rpartition("/")[0]
         if Label.parse(batch.label) and folder.endswith(f"/{label_hash(batch.label)}"):

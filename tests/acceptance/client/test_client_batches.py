@@ -258,6 +258,15 @@ def test_deleting_removes_what_was_uploaded(case: Any) -> None:
     assert list(case.client.list_files()) == []
 
 
+def test_deleting_keeps_files_of_the_user(case: Any, jsonl: Callable[..., Path]) -> None:
+    """A file that the user uploaded may serve other batches: it stays when one is deleted."""
+    file = case.client.upload_file(jsonl(_rows(case, TEXTS)))
+    made = case.client.create_batch_from_file(file.name, display_name="x")
+    case.cloud.finish(made.name)
+    case.client.delete_batch(made.name)
+    assert case.client.get_file(file.name).name == file.name
+
+
 def test_priority_travels_and_changes(gemini: Any) -> None:
     """Priority is sent, told, and changed."""
     made = gemini.client.async_batch_embed_contents(["x"], display_name="x", priority=-7)

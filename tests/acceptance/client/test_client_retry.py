@@ -89,6 +89,27 @@ def test_base_urls_that_are_none(case: Any) -> None:
         list(client.list_batches())
 
 
+def test_lost_answers_of_deletes(case: Any) -> None:
+    """The batch went, the answer was lost: the second try finds nothing, and that is success."""
+    made = case.finished(TEXTS)
+    case.fault("reset_after", times=1, match={"route": case.route("delete")})
+    case.client.delete_batch(made.name)
+    assert case.asked(case.route("delete")) == 2
+    with pytest.raises(NotFoundError):
+        case.client.delete_batch(made.name)
+
+
+def test_lost_answers_of_file_deletes(gemini: Any, tmp_path: Path) -> None:
+    """The same for files; one that was never there is still refused."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"request":{}}\n')
+    name = gemini.client.upload_file(path).name
+    gemini.fault("reset_after", times=1, match={"route": "files.delete"})
+    gemini.client.delete_file(name)
+    with pytest.raises(PermissionDeniedError):
+        gemini.client.delete_file(name)
+
+
 @pytest.mark.parametrize("code", [500, 502, 503, 504])
 def test_reads_are_tried_again(case: Any, code: int) -> None:
     """What may be repeated is: twice a 5xx, then the answer."""
