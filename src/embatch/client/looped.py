@@ -137,7 +137,7 @@ class AsyncClient:
 
     async def create_batch_from_file(
         self,
-        file: "str | os.PathLike[str]",
+        path: "str | os.PathLike[str]",
         *,
         display_name: str = "",
         model: str = DEFAULT_MODEL,
@@ -151,7 +151,7 @@ class AsyncClient:
         `unique_name` sends `display_name` as it is, for callers who make it unique themselves.
         Raises InputError for a file that cannot be read, and IndeterminateError as above.
         """
-        new = new_file_batch(file, display_name, model, priority, unique=unique_name)
+        new = new_file_batch(path, display_name, model, priority, unique=unique_name)
         return await self._run(self._cloud(auth).create_from_file(new))
 
     async def get_batch_status(

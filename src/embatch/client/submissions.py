@@ -1,8 +1,10 @@
 """What users hand in, checked, as values that the clouds take."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from embatch.client.cloud import NewBatch, NewFileBatch, checked_display_name, checked_label
 from embatch.client.requests import EmbedOptions, checked_texts
@@ -38,15 +40,18 @@ def new_batch(
     )
 
 
+_REMOTE: Final = re.compile(r"files/[a-z0-9-]+|gs://.*", re.DOTALL)
+"""Names of files at a service. Ids of the Files API hold no dot: files/rows.jsonl is a path."""
+
+
 def new_file_batch(
-    file: str | os.PathLike[str], display_name: str, model: str, priority: int, *, unique: bool
+    path: str | os.PathLike[str], display_name: str, model: str, priority: int, *, unique: bool
 ) -> NewFileBatch:
     """A batch of request rows in a file; `unique` takes the name for a label as it is."""
     name = checked_display_name(display_name)
-    remote = str(file) if str(file).startswith(("files/", "gs://")) else None
     return NewFileBatch(
-        path=Path(file),
-        remote=remote,
+        path=Path(path),
+        remote=path if isinstance(path, str) and _REMOTE.fullmatch(path) else None,
         label=checked_label(name if unique else Label.new(name).text),
         model=bare_model_name(model),
         priority=checked_priority(priority),

@@ -136,7 +136,7 @@ class Client:
 
     def create_batch_from_file(
         self,
-        file: "str | os.PathLike[str]",
+        path: "str | os.PathLike[str]",
         *,
         display_name: str = "",
         model: str = DEFAULT_MODEL,
@@ -150,7 +150,7 @@ class Client:
         `unique_name` sends `display_name` as it is, for callers who make it unique themselves.
         Raises InputError for a file that cannot be read, and IndeterminateError as above.
         """
-        new = new_file_batch(file, display_name, model, priority, unique=unique_name)
+        new = new_file_batch(path, display_name, model, priority, unique=unique_name)
         return self._run(self._cloud(auth).create_from_file(new))
 
     def get_batch_status(

@@ -313,6 +313,20 @@ def test_uploaded_files_become_batches(case: Any, jsonl: Callable[..., Path]) ->
     assert len(case.client.get_batch_embeddings(made.name)) == len(TEXTS)
 
 
+@pytest.mark.parametrize("kind_of_path", [str, Path])
+def test_a_local_folder_may_be_called_files(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind_of_path: Any
+) -> None:
+    """files/rows.jsonl is a path on this machine: the service's own names hold no dot."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "rows.jsonl").write_text("\n".join(_rows(case, TEXTS)) + "\n")
+    monkeypatch.chdir(tmp_path)
+    path = kind_of_path("files/rows.jsonl")
+    made = case.client.create_batch_from_file(path=path, display_name="x")
+    assert made.batch_stats.request_count in (0, len(TEXTS))
+    assert len(case.cloud.jobs()) == 1
+
+
 def test_own_keys_align_without_a_tag(case: Any, jsonl: Callable[..., Path]) -> None:
     """A caller who writes `<label hash>:<index>` keys gets aligned results, shuffled or not."""
     from embatch.types.label import wire_key
