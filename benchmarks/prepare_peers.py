@@ -33,10 +33,9 @@ class _TokenVectors(torch.nn.Module):  # type: ignore[misc]
         ).last_hidden_state
 
 
-def _mend_tokenizer(folder: Path) -> None:
+def _mend_tokenizer(folder: Path, limit: int) -> None:
     """Lets fastembed read as many tokens as the others: the file cuts and pads at 128 by itself."""
     path = folder / "tokenizer.json"
-    limit = json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"]
     tokenizer = json.loads(path.read_text())
     tokenizer["padding"] = None
     tokenizer["truncation"]["max_length"] = limit
@@ -51,8 +50,9 @@ def main() -> None:
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
-    SentenceTransformer(str(target), device="cpu", backend="openvino").save_pretrained(str(target))
-    _mend_tokenizer(target)
+    model = SentenceTransformer(str(target), device="cpu", backend="openvino")
+    model.save_pretrained(str(target))
+    _mend_tokenizer(target, model.max_seq_length)
     (target / "onnx").mkdir()
     inputs = ["input_ids", "attention_mask", "token_type_ids"]
     ids = torch.ones(2, 16, dtype=torch.int64)

@@ -28,8 +28,8 @@ from embatch.vectors import truncate
 WINDOW_TEXTS: Final = 1024
 """Texts that are sorted by length together."""
 PACK_TOKENS: Final = 1024
-"""Padded tokens that go through the model at once: 1,024 to 2,048 are equally fast, more would leave
-the processor's cache, and memory grows with it (120 MB for each 1,024)."""
+"""Padded tokens that go through the model at once: 1,024 to 2,048 are equally fast, more would
+leave the processor's cache; memory grows by 120 MB with each 1,024."""
 _WINDOWS_AHEAD: Final = 2
 
 

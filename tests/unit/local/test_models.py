@@ -89,6 +89,14 @@ def test_the_newer_form_of_a_pooling_config_is_read(tiny_model: Any) -> None:
     assert find_model(folder).pooling == "cls"
 
 
+def test_the_newer_place_of_the_limit_is_read(tiny_model: Any) -> None:
+    """Newer folders keep the model's maximum in the tokenizer's configuration."""
+    folder = tiny_model(max_tokens=40).folder
+    write(folder, "sentence_bert_config.json", {"transformer_task": "feature-extraction"})
+    write(folder, "tokenizer_config.json", {"model_max_length": 12})
+    assert find_model(folder).max_tokens == 12
+
+
 @pytest.mark.parametrize(
     "name", ["config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json"]
 )
