@@ -5,7 +5,7 @@ whether the service may have seen it. Credentials are added at the last moment a
 every value that a traceback could show.
 """
 
-import os
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import httpx2
 
-from embatch.errors import ConfigError
+from embatch.errors import ConfigError, InputError
 
 CONNECT_TIMEOUT_S: Final = 15.0
 DEFAULT_TIMEOUT_S: Final = 120.0
@@ -47,9 +47,19 @@ class FileSlice:
     """Bytes."""
 
     def read(self) -> bytes:
-        """The bytes, as many as there are."""
-        with self.path.open("rb") as file:
-            return os.pread(file.fileno(), self.size, self.start)
+        """The bytes; InputError when the file does not hold them any more."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start)
+                found = file.read(self.size)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror}") from None
+        if len(found) != self.size:
+            raise InputError(
+                f"{self.path} became shorter while it was uploaded: try again once nothing writes "
+                "to it"
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +138,13 @@ def _parts(request: Request) -> tuple[dict[str, str], bytes | None]:
     return {**request.headers, **secret}, body
 
 
+async def _aparts(request: Request) -> tuple[dict[str, str], bytes | None]:
+    """The same, without holding up the event loop for the disk."""
+    if isinstance(request.body, FileSlice):
+        return await asyncio.to_thread(_parts, request)
+    return _parts(request)
+
+
 class Transport:
     """HTTP in the calling thread. Safe to use from several threads."""
 
@@ -199,7 +216,7 @@ class AsyncTransport:
 
     async def send(self, request: Request) -> Response | Lost:
         """The whole answer to `request`."""
-        headers, body = _parts(request)
+        headers, body = await _aparts(request)
         try:
             answer = await self._client.request(
                 request.method, request.url, headers=headers, content=body
@@ -212,7 +229,7 @@ class AsyncTransport:
 
     async def open(self, request: Request) -> Stream | Lost:
         """The answer's head; its body is read by `read` and given back by `shut`."""
-        headers, body = _parts(request)
+        headers, body = await _aparts(request)
         try:
             answer = await self._client.send(
                 self._client.build_request(

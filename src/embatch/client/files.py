@@ -19,7 +19,7 @@ from embatch.client.flow import (
     perform,
 )
 from embatch.client.retry import Accepted, Again, Refused, Stale
-from embatch.client.wire import parse_file
+from embatch.client.wire import integer, parse_file
 from embatch.errors import (
     EmbatchError,
     InputError,
@@ -102,7 +102,7 @@ def _upload_once(
     place = _own_host(begun.headers.get(f"{_UPLOAD}url", ""))
     if not place:
         raise ProviderUnavailableError(f"{what}: the service names no place to send it to")
-    grain = max(int(begun.headers.get(f"{_UPLOAD}chunk-granularity") or 1), 1)
+    grain = max(integer(begun.headers.get(f"{_UPLOAD}chunk-granularity")), 1)
     chunk = max(CHUNK_BYTES // grain, 1) * grain
     final = yield from _send_chunks(calls, what, place, local, chunk)
     answer = parse_object(final.body, what).get("file") if final.body else None
@@ -262,10 +262,15 @@ def _whole_size(stream: Stream, known: int) -> int:
 
 def _skipped(stream: Stream, start: int) -> int:
     """Bytes to leave out: those had already, where the service sends all of the file again."""
-    if stream.status == 206:
-        begin = stream.headers.get("content-range", "").removeprefix("bytes ").partition("-")[0]
-        return max(start - int(begin), 0) if begin.isdigit() and int(begin) <= start else start
-    return start
+    if stream.status != 206:
+        return start
+    begin = stream.headers.get("content-range", "").removeprefix("bytes ").partition("-")[0]
+    if not begin.isdigit() or int(begin) > start:
+        raise ProviderUnavailableError(
+            f"the service was asked for bytes {start} and on, and does not say that it sent them: "
+            "try again later"
+        )
+    return start - int(begin)
 
 
 def _copy(
@@ -289,11 +294,7 @@ def _copy(
 
 def download_to(calls: Calls, version: str, name: str, path: Path) -> Flow[Path]:
     """Downloads a file to `path`, which appears when it is whole."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        file = part.open("wb")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    part = part_beside(path)
 
     def take(chunk: bytes) -> Flow[None]:
         file.write(chunk)
@@ -301,9 +302,18 @@ def download_to(calls: Calls, version: str, name: str, path: Path) -> Flow[Path]
         yield  # a flow without effects
 
     try:
-        with file:
+        with part.open("wb") as file:
             yield from download(calls, version, name, take)
         part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def part_beside(path: Path) -> Path:
+    """Where a download grows until it is whole; InputError for what is no file to write."""
+    if not path.name or (path.exists() and not path.is_file()):
+        raise InputError(f"{path} is no file: name one to write")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from embatch.errors import InvalidRequestError
+from embatch.errors import InvalidRequestError, StorageError
 from embatch.types.label import Label, label_hash
 from embatch.types.models import EmbeddingModel, find_model
 from embatch.types.task import TaskType, parse_task_type
@@ -239,14 +239,20 @@ def build_batch(label: Label | str, source: dict[str, Any], *, priority: int) ->
 
 
 def spool(lines: Iterator[bytes], path: Path) -> Path:
-    """Writes lines to a file."""
-    with path.open("wb") as file:
-        held: list[bytes] = []
-        for line in lines:
-            held.append(line)
-            if len(held) == _SPOOL_ROWS:
+    """Writes lines to a file; StorageError when the disk does not take them."""
+    try:
+        with path.open("wb") as file:
+            held: list[bytes] = []
+            for line in lines:
+                held.append(line)
+                if len(held) == _SPOOL_ROWS:
+                    file.write(b"\n".join(held) + b"\n")
+                    held.clear()
+            if held:
                 file.write(b"\n".join(held) + b"\n")
-                held.clear()
-        if held:
-            file.write(b"\n".join(held) + b"\n")
+    except OSError as error:
+        raise StorageError(
+            f"the rows cannot be kept in {path.parent}: {error.strerror}. Free space there, or set "
+            "TMPDIR to another folder."
+        ) from None
     return path

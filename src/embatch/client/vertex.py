@@ -14,6 +14,7 @@ from embatch.client.alignment import expected_dims
 from embatch.client.calls import Calls, create_once
 from embatch.client.cloud import NewBatch, NewFileBatch, Sink, wait_until_stopped
 from embatch.client.embeds import embed_in_groups, vectors_of
+from embatch.client.files import part_beside
 from embatch.client.flow import Emit, Flow, Sleep, Work, perform
 from embatch.client.requests import EmbedOptions, build_vertex_lines, spool
 from embatch.client.results import BlockBuilder, LineCutter, text_key
@@ -84,7 +85,15 @@ class Vertex:
         if not path.is_file() or not path.stat().st_size:
             raise InputError(f"{path} is no file with anything in it")
         storage = self.open_storage()
-        yield from perform(Work(call=lambda: storage.put(uri, path)))
+
+        def put() -> None:
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise InputError(f"{path} cannot be read: {error.strerror}") from None
+            storage.put(uri, path)
+
+        yield from perform(Work(call=put))
 
     def _create(
         self, label: str, model: str, uri: str, folder: str, priority: int
@@ -287,7 +296,7 @@ class Vertex:
     def download_file(self, name: str, path: Path) -> Flow[Path]:
         """Copies an object to a local file, which appears when it is whole."""
         uri, storage = object_name(name), self.open_storage()
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        part = part_beside(path)
 
         def copy() -> None:
             try:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embatch.client import files
 from embatch.errors import InputError, InvalidRequestError, NotFoundError, PermissionDeniedError
 from embatch.testing.cloud import CloudProcess, Fault
 
@@ -114,6 +115,38 @@ def test_downloads_appear_when_they_are_whole(case: Any, tmp_path: Path) -> None
     with pytest.raises((NotFoundError, PermissionDeniedError)):
         case.client.download_file(name, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["folder", "", "folder/missing/x"])
+def test_downloads_need_a_place(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A folder, nothing, or a folder that is not there: an InputError, and nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    batch = case.finished(["a"] * 1_000, output_dimensionality=128)
+    name = batch.output.file or case.client.upload_file(__file__).name
+    with pytest.raises(InputError):
+        case.client.download_file(name, place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_downloads_on_a_full_disk(
+    gemini: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes no more is an InputError that names the path; no part stays behind."""
+    batch = gemini.finished(["a"] * 1_000, output_dimensionality=128)
+    monkeypatch.setattr(files, "part_beside", lambda path: _Full(tmp_path / "part"))
+    with pytest.raises(InputError, match=r"rows\.jsonl cannot be written: No space left"):
+        gemini.client.download_file(batch.output.file, tmp_path / "rows.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Full(type(Path())):  # type: ignore[misc]
+    """A path on a disk that is full."""
+
+    def open(self, *_: Any, **__: Any) -> Any:
+        return Path("/dev/full").open("wb", buffering=0)
 
 
 def test_objects_are_files_on_vertex(vertex: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Request rows: valid JSON with the user's text untouched, whatever it holds."""
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,8 +13,9 @@ from embatch.client.requests import (
     build_inline,
     build_lines,
     build_vertex_lines,
+    spool,
 )
-from embatch.errors import InvalidRequestError
+from embatch.errors import InvalidRequestError, StorageError
 from embatch.types.label import Label, wire_key
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -91,3 +93,9 @@ def test_unknown_tasks_list_the_known(task: str) -> None:
     """The error lists the words."""
     with pytest.raises(InvalidRequestError, match="retrieval_document"):
         EmbedOptions.of("gemini-embedding-001", task, None, None)
+
+
+def test_rows_that_the_disk_does_not_take() -> None:
+    """A full disk is an error that names the folder and what to do."""
+    with pytest.raises(StorageError, match="/dev: No space left"):
+        spool(iter([b"row"]), Path("/dev/full"))

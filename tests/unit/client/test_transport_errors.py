@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
 
-from embatch.errors import ConfigError
-from embatch.transport import AsyncTransport, Lost, Request, Transport
+from embatch.errors import ConfigError, InputError
+from embatch.transport import AsyncTransport, FileSlice, Lost, Request, Transport
 
 RESPONSE_IN_HAND = {httpx2.HTTPStatusError}
 """Raised by raise_for_status() alone, which embatch never calls."""
@@ -93,3 +94,22 @@ def test_what_may_have_arrived_is_in_doubt(kind: type[Exception]) -> None:
     outcome = Transport(inner=httpx2.MockTransport(fail)).send(REQUEST)
     assert isinstance(outcome, Lost)
     assert outcome.sent
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "cannot be read"), (b"short", "shorter")])
+def test_files_that_change_under_an_upload(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    """A file that vanished or shrank is an error of the data, not of Python, and sends nothing."""
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        raise AssertionError("nothing is sent")
+
+    request = Request(method="POST", url="http://x/", body=FileSlice(path=path, start=2, size=9))
+    with pytest.raises(InputError, match=said):
+        Transport(inner=httpx2.MockTransport(answer)).send(request)
+    with pytest.raises(InputError, match=said):
+        asyncio.run(AsyncTransport(inner=httpx2.MockTransport(answer)).send(request))
