@@ -60,7 +60,7 @@ class GoogleAuthorization:
     blocks = True
 
     def __init__(self, credentials: "Credentials", *, quota_project: str | None = None) -> None:
-        self._credentials = credentials
+        self._credentials = _scoped(credentials)
         self._quota_project = quota_project or getattr(credentials, "quota_project_id", None)
         self._lock = threading.Lock()
 
@@ -124,6 +124,16 @@ class GoogleAuthorization:
                 "the Google credentials give no token: log in again, or check the service "
                 "account's key file"
             ) from None
+
+
+def _scoped(credentials: "Credentials") -> "Credentials":
+    """The credentials with the scope of the clouds, where they ask for one and have none.
+
+    Service accounts get no token without: Google's token service answers "invalid_scope".
+    """
+    from google.auth.credentials import with_scopes_if_required
+
+    return with_scopes_if_required(credentials, [SCOPE])  # type: ignore[no-any-return, no-untyped-call]
 
 
 Authorization = NoAuthorization | KeyAuthorization | GoogleAuthorization

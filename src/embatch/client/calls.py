@@ -14,7 +14,12 @@ import orjson
 from embatch.client.auth import Authorization
 from embatch.client.flow import Flow, OpenStream, ReadStream, Send, ShutStream, Sleep, Work, perform
 from embatch.client.retry import Accepted, Again, Refused, RetryPolicy, Stale, judge
-from embatch.errors import EmbatchError, IndeterminateError, ProviderUnavailableError
+from embatch.errors import (
+    EmbatchError,
+    IndeterminateError,
+    InvalidRequestError,
+    ProviderUnavailableError,
+)
 from embatch.transport import FileSlice, Lost, Request, Response, Stream
 
 T = TypeVar("T")
@@ -54,7 +59,7 @@ class Calls:
         asked = {name: value for name, value in (query or {}).items() if value not in (None, "")}
         given = dict(headers or {})
         if isinstance(body, Mapping):
-            body = orjson.dumps(body)
+            body = _encoded(body)
         if body is not None:
             given.setdefault("content-type", "application/json")
         return Request(
@@ -145,6 +150,17 @@ class Calls:
         if not isinstance(verdict, Accepted):
             _log.info("try %d: %s", attempt + 1, verdict.error)
         return verdict
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        pass
+    # Outside of the handler: the foreign error may quote what was to be sent.
+    raise InvalidRequestError(
+        "an argument holds half of a surrogate pair, which no UTF-8 can carry: clean it"
+    )
 
 
 def _open(request: Request) -> Flow[Stream | Response | Lost]:

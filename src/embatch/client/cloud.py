@@ -1,6 +1,7 @@
 """What Client asks of a cloud, and the flows that both clouds share."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,13 +11,14 @@ from typing import Final, Protocol
 from embatch.client.alignment import Aligner, checked_keys, expected_dims, in_file_order, own_rows
 from embatch.client.calls import Calls
 from embatch.client.flow import Emit, Flow, Notify, Sleep, perform
-from embatch.client.requests import EmbedOptions
+from embatch.client.requests import EmbedOptions, is_text
 from embatch.client.results import RowBlock
 from embatch.errors import (
     BatchFailedError,
     BatchNotCompleteError,
     BatchTimeoutError,
     InvalidRequestError,
+    ProviderUnavailableError,
 )
 from embatch.types.batch import EmbedContentBatch
 from embatch.types.embedding import BatchEmbeddings, ContentEmbedding
@@ -89,6 +91,10 @@ def checked_display_name(display_name: str) -> str:
         raise InvalidRequestError(
             "display_name is missing: give the batch a name to find it by, like "
             "display_name='catalogue 2026-11'"
+        )
+    if not is_text(display_name):
+        raise InvalidRequestError(
+            "display_name holds half of a surrogate pair, which no UTF-8 can carry: clean it"
         )
     return display_name.strip()
 
@@ -208,10 +214,15 @@ def await_completion(
     on_progress: Callable[[EmbedContentBatch], object] | None,
 ) -> Flow[EmbedContentBatch]:
     """Polls a batch to its end, ever more rarely while nothing moves."""
+    if poll_interval is not None and not 0.0 < poll_interval < math.inf:
+        raise InvalidRequestError(f"poll_interval must be seconds over 0, not {poll_interval!r}")
+    if timeout is not None and not timeout >= 0.0:
+        raise InvalidRequestError(f"timeout must be seconds from 0 on, not {timeout!r}")
     clock = cloud.calls.clock
     begun, last, interval = clock(), None, 0.0
+    batch: EmbedContentBatch | None = None
     while True:
-        batch = yield from cloud.get(name)
+        batch = yield from _look(cloud, name, batch)
         if on_progress is not None:
             yield from perform(Notify(call=partial(on_progress, batch)))
         if batch.is_terminal:
@@ -235,6 +246,17 @@ def await_completion(
                 name=batch.name,
             )
         yield from perform(Sleep(seconds=min(pause, left)))
+
+
+def _look(cloud: Cloud, name: str, seen: EmbedContentBatch | None) -> Flow[EmbedContentBatch]:
+    """The batch as it is now; as it was `seen` last while the service is out of reach."""
+    try:
+        return (yield from cloud.get(name))
+    except ProviderUnavailableError as error:
+        if seen is None:
+            raise
+        _log.warning("%s; the wait goes on", error)
+        return seen
 
 
 def _jittered(seconds: float, jitter: Callable[[], float]) -> float:

@@ -23,6 +23,7 @@ from embatch.client.wire import integer, parse_file
 from embatch.errors import (
     EmbatchError,
     InputError,
+    InvalidRequestError,
     NotFoundError,
     PermissionDeniedError,
     ProviderUnavailableError,
@@ -63,6 +64,8 @@ def upload(
     calls: Calls, version: str, path: Path, *, display_name: str, mime_type: str
 ) -> Flow[RemoteFile]:
     """Uploads a local file and checks what arrived by its SHA-256."""
+    if not mime_type.isascii() or not mime_type.isprintable():
+        raise InvalidRequestError("mime_type must be a type like application/jsonl")
     local = yield from perform(Work(call=lambda: _look_at(path)))
     if not local.size_bytes:
         raise InputError(f"{path} is empty: there is nothing to upload")

@@ -1,6 +1,7 @@
 """The Gemini API: each operation as a flow."""
 
 import itertools
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ MOST_CONTENTS: Final = 100
 """Texts of one `batchEmbedContents`; the service refuses more."""
 PAGE_SIZE: Final = 100
 _Take = Callable[[bytes], Flow[None]]
+_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+"""What goes into a path as it is."""
 
 
 def _model_path(model: str) -> str:
@@ -48,7 +51,7 @@ def _model_path(model: str) -> str:
 def batch_name(name: str) -> str:
     """`batches/{id}`; a bare id is taken too, what is no name is refused."""
     bare = name.removeprefix("batches/")
-    if not bare or "/" in bare:
+    if not _ID.fullmatch(bare):
         raise InvalidRequestError(f"{name!r} is not the name of a batch: it reads batches/…")
     return f"batches/{bare}"
 
@@ -56,7 +59,7 @@ def batch_name(name: str) -> str:
 def file_name(name: str) -> str:
     """`files/{id}`; a bare id is taken too, what is no name is refused."""
     bare = name.removeprefix("files/")
-    if not bare or "/" in bare:
+    if not _ID.fullmatch(bare):
         raise InvalidRequestError(f"{name!r} is not the name of a file: it reads files/…")
     return f"files/{bare}"
 

@@ -74,6 +74,11 @@ class Access:
             return Auth.VERTEX_AI
         raise ConfigError(_NO_CREDENTIALS)
 
+    def first(self) -> dict[Auth, Cloud]:
+        """The cloud that calls go to, opened; ConfigError when nothing leads to one."""
+        wanted = self.default_auth()
+        return {wanted: self.open(wanted)}
+
     def open(self, auth: Auth) -> Cloud:
         """One of the two clouds; ConfigError when something it needs is not set."""
         return self._gemini() if auth is Auth.GEMINI else self._vertex()
@@ -197,7 +202,7 @@ def build_access(
 ) -> Access:
     """What a client was told; what was not given comes from the environment."""
     known = settings if settings is not None else CloudSettings.from_environment()
-    access = Access(
+    return Access(
         settings=replace(
             known,
             api_key=_checked_key(api_key) if api_key else known.api_key,
@@ -212,8 +217,6 @@ def build_access(
         api_version=api_version,
         policy=retry or RetryPolicy(),
     )
-    access.open(access.default_auth())
-    return access
 
 
 def _checked_key(key: str) -> Secret:

@@ -1,5 +1,6 @@
 """Texts to request rows of every dialect, fast: what does not change is encoded once."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class EmbedOptions:
         cls, model: str, task_type: str | None, output_dimensionality: int | None, title: str | None
     ) -> "EmbedOptions":
         """The options, checked; InvalidRequestError says what to mend."""
-        known = find_model(model)
+        known = find_model(checked_model(model))
         task = parse_task_type(task_type)
         dims = output_dimensionality
         if dims is not None:
@@ -51,6 +52,8 @@ class EmbedOptions:
             raise InvalidRequestError(
                 "title goes with task_type='retrieval_document' only: set that or leave it out"
             )
+        if title is not None and not is_text(title):
+            raise InvalidRequestError("title must be a string that UTF-8 can carry")
         return cls(model=known, task=task, dims=dims, title=title)
 
     @property
@@ -122,6 +125,30 @@ def _wire_task(task: TaskType | None) -> str | None:
         return None
     words = {TaskType.CODE_RETRIEVAL_QUERY: "CODE_RETRIEVAL_QUERY"}
     return words.get(task, task.value.upper())
+
+
+_MODEL: Final = re.compile(r"[A-Za-z0-9][\w./@:-]*", re.ASCII)
+
+
+def checked_model(model: str) -> str:
+    """The model's name; InvalidRequestError for what cannot be one."""
+    if not isinstance(model, str) or not _MODEL.fullmatch(model):
+        raise InvalidRequestError(
+            "model must be the name of a model, like 'gemini-embedding-001': letters, digits and "
+            "./@:_- only"
+        )
+    return model
+
+
+def is_text(value: object) -> bool:
+    """A string without halves of surrogate pairs, which no UTF-8 can carry."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def checked_texts(texts: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from embatch.client.cloud import NewBatch, NewFileBatch, checked_display_name, checked_label
-from embatch.client.requests import EmbedOptions, checked_texts
+from embatch.client.requests import EmbedOptions, checked_model, checked_texts
 from embatch.errors import InvalidRequestError
 from embatch.types.batch import EmbedContentBatch
 from embatch.types.label import Label
@@ -53,7 +53,7 @@ def new_file_batch(
         path=Path(path),
         remote=path if isinstance(path, str) and _REMOTE.fullmatch(path) else None,
         label=checked_label(name if unique else Label.new(name).text),
-        model=bare_model_name(model),
+        model=bare_model_name(checked_model(model)),
         priority=checked_priority(priority),
     )
 

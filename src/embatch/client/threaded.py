@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from embatch.client.cloud import Cloud, await_completion, emit_blocks, read_embeddings
 from embatch.client.files import JSONL
 from embatch.client.flow import Flow, Thread, drive, stream
-from embatch.client.open import DEFAULT_MODEL, DEFAULT_WAIT_S, Auth, build_access, opened
-from embatch.client.requests import checked_texts
+from embatch.client.open import DEFAULT_MODEL, DEFAULT_WAIT_S, build_access, opened
+from embatch.client.requests import checked_model, checked_texts
 from embatch.client.retry import RetryPolicy
 from embatch.client.submissions import (
     batch_name_of,
@@ -79,7 +79,7 @@ class Client:
             retry=retry,
             settings=settings,
         )
-        self._clouds: dict[Auth, Cloud] = {}
+        self._clouds = self._access.first()
         self._performer = Thread(Transport(timeout_s=timeout_s))
 
     def __repr__(self) -> str:
@@ -318,7 +318,7 @@ class Client:
         self, texts: str | Sequence[str], *, model: str = DEFAULT_MODEL, auth: str | None = None
     ) -> int:
         """Tokens of one text, or of several together, as the service counts them."""
-        return self._run(self._cloud(auth).count_tokens(listed_texts(texts), model))
+        return self._run(self._cloud(auth).count_tokens(listed_texts(texts), checked_model(model)))
 
     def list_models(self, *, auth: str | None = None) -> Iterator[ModelDescription]:
         """Every model that the service offers."""

@@ -23,7 +23,7 @@ def parse_task_type(task_type: str | None) -> TaskType | None:
     if task_type is None:
         return None
     try:
-        return TaskType(task_type.lower())
+        return TaskType(str(task_type).lower())
     except ValueError:
         words = ", ".join(TaskType)
         raise InvalidRequestError(f"unknown task_type: use one of {words}") from None

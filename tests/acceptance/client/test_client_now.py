@@ -1,13 +1,15 @@
 """Interactive calls, models, and how a client finds its cloud."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from google.oauth2.credentials import Credentials
 
-from embatch.client import Client
+from embatch.client import AsyncClient, Client
 from embatch.config import CloudSettings, Secret
-from embatch.errors import AlignmentError, ConfigError, RateLimitError
+from embatch.errors import AlignmentError, ConfigError, InvalidRequestError, RateLimitError
 from embatch.testing.cloud import expected_vector, expected_vectors
 
 MODELS = ["gemini-embedding-001", "gemini-embedding-2", "text-embedding-005"]
@@ -82,8 +84,6 @@ def test_models_are_listed(case: Any) -> None:
 
 def test_one_client_both_clouds(kind: str, gemini: Any) -> None:
     """`auth=` on a call goes to the other cloud."""
-    from google.oauth2.credentials import Credentials
-
     del kind
     client = gemini.open(
         auth="gemini",
@@ -110,6 +110,55 @@ def test_express_keys_serve_interactive_calls(vertex: Any) -> None:
     np.testing.assert_array_equal(client.embed_content("a").values, expected_vector("a"))
     with pytest.raises(ConfigError, match="project"):
         client.async_batch_embed_contents(["a"], display_name="x")
+
+
+HALF = "canary \ud800"
+WRONG: dict[str, Callable[[Any], object]] = {
+    "display_name": lambda c: c.async_batch_embed_contents(["a"], display_name=HALF),
+    "title": lambda c: c.embed_content("a", task_type="retrieval_document", title=HALF),
+    "a title of a batch": lambda c: c.async_batch_embed_contents(
+        ["a"], display_name="x", task_type="retrieval_document", title=HALF
+    ),
+    "model": lambda c: c.embed_content("a", model=HALF),
+    "no model": lambda c: c.count_tokens("a", model=None),
+    "a model that is a path": lambda c: c.count_tokens("a", model="../files?x"),
+    "text": lambda c: c.embed_content(HALF),
+    "counted text": lambda c: c.count_tokens(HALF),
+    "task_type": lambda c: c.embed_content("a", task_type=3),
+    "batch name": lambda c: c.get_batch_status("batches/x?y=1"),
+    "file name": lambda c: c.delete_file("files/.."),
+    "poll_interval": lambda c: c.await_batch_completion("batches/x", poll_interval=-1),
+    "no poll_interval": lambda c: c.await_batch_completion("batches/x", poll_interval=0),
+    "timeout": lambda c: c.await_batch_completion("batches/x", timeout=float("nan")),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_arguments_that_cannot_be_sent(case: Any, what: str) -> None:
+    """Whatever is wrong with an argument: an error of embatch that does not show it."""
+    with pytest.raises(InvalidRequestError) as caught:
+        WRONG[what](case.client)
+    assert "canary" not in f"{caught.value} {caught.value.__context__!r}"
+    assert case.cloud.bill().requests == {}
+
+
+def test_credentials_are_looked_for_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google's search may ask a metadata server: it is made when the client opens, not again."""
+    import google.auth
+
+    searched: list[object] = []
+
+    def default(scopes: object) -> tuple[Credentials, str]:
+        searched.append(scopes)
+        return Credentials(token="t"), "a-project"
+
+    monkeypatch.setattr(google.auth, "default", default)
+    opened = (Client if kind == "Client" else AsyncClient)(
+        auth="vertex_ai", settings=CloudSettings()
+    )
+    assert len(searched) == 1
+    opened._cloud(None)
+    assert len(searched) == 1
 
 
 def test_no_credentials_name_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 from google.oauth2 import service_account
 from google.oauth2.credentials import Credentials
 
-from embatch.client import RetryPolicy
+from embatch.client import Auth, RetryPolicy
+from embatch.client.auth import SCOPE
 from embatch.errors import (
     AuthenticationError,
     ConfigError,
@@ -219,11 +220,13 @@ def _service_account(case: Any, tmp_path: Path) -> Path:
 def test_service_accounts_get_and_renew_tokens(vertex: Any, tmp_path: Path) -> None:
     """A key file gives tokens; one that is refused in between is renewed once, create included."""
     credentials = service_account.Credentials.from_service_account_file(
-        str(_service_account(vertex, tmp_path)),
-        scopes=["https://www.googleapis.com/auth/cloud-platform"],
+        str(_service_account(vertex, tmp_path))
     )
+    assert not credentials.scopes  # Google gives no token for none: embatch asks for its own
     client = vertex.open(credentials=credentials)
     list(client.list_batches())
+    used = getattr(client, "client", client)._clouds[Auth.VERTEX_AI].calls.authorization
+    assert used._credentials.scopes == [SCOPE]
     vertex.cloud.revoke_tokens()
     batch = client.async_batch_embed_contents(TEXTS, display_name="x")
     vertex.cloud.finish(batch.name)

@@ -10,7 +10,7 @@ from embatch.client.auth import NoAuthorization
 from embatch.client.calls import Calls
 from embatch.client.cloud import Cloud, adapted_timeout_s, await_completion, first_interval_s
 from embatch.client.flow import Flow, Thread, drive
-from embatch.errors import BatchTimeoutError
+from embatch.errors import BatchTimeoutError, ProviderUnavailableError
 from embatch.transport import Transport
 from embatch.types.batch import EmbedContentBatch, EmbedContentBatchStats
 from embatch.types.state import JobState
@@ -98,6 +98,29 @@ def test_fixed_interval_is_kept() -> None:
     assert clock.slept == [7.0, 7.0, 7.0, 7.0, 2.0]
     assert isinstance(error, BatchTimeoutError)
     assert error.name == "batches/x"
+
+
+def test_outages_are_waited_through() -> None:
+    """A service out of reach for a while does not end a wait of hours; its end is still seen."""
+
+    def look(now: float) -> EmbedContentBatch:
+        if 10 < now < 200:
+            raise ProviderUnavailableError("looking at batches/x: 503. Try again later.")
+        return replace(_BATCH, state=JobState.COMPLETED if now >= 200 else JobState.PENDING)
+
+    batch, clock = _wait(look)
+    assert batch.state is JobState.COMPLETED
+    assert clock.now >= 200
+
+
+def test_services_that_never_answered_end_the_wait() -> None:
+    """A first look that fails is told at once: the address may be wrong."""
+
+    def look(_: float) -> EmbedContentBatch:
+        raise ProviderUnavailableError("refused")
+
+    with pytest.raises(ProviderUnavailableError):
+        _wait(look)
 
 
 @pytest.mark.parametrize(("rows", "limit"), [(10, 600.0), (481, 601.0), (10_000, 10_120.0)])
