@@ -1,5 +1,6 @@
 """What an answer means, and whether and when to ask again. Data and judgement, no sleeping."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,10 +92,10 @@ _SAFE_WORDS: Final = re.compile(
     r"|(?:must|should|may) not be empty"
     r"|(?:payload|file) size exceeds the limit(?:: \d+ bytes)?"
     r"|at most \d+ requests can be in one batch"
-    r"|models/[\w.-]{1,80} is not found(?: for API version \w{1,12})?"
-    r"|is not supported for \w{1,40}"
+    r"|is not found for API version v1\w{0,5}"
+    r"|is not supported for (?:asyncBatchEmbed|batchEmbed|embed|generate)Contents?"
     r"|does not have permission|do not have permission|it may not exist"
-    r"|exceeded your current quota|quota exceeded|too many \w{1,20}"
+    r"|exceeded your current quota|quota exceeded|too many (?:requests|tokens|items)"
     r"|spend(?:ing)? cap|billing"
     r"|failed without error|was cancelled|deadline exceeded|timed out|expired"
     r"|internal error|overloaded|unavailable|currently unavailable"
@@ -207,9 +208,10 @@ def _retry_after_s(
 def _seconds(text: str) -> float | None:
     """A protobuf duration ("14.04s") or a bare number of seconds."""
     try:
-        return max(float(text.removesuffix("s")), 0.0)
+        seconds = float(text.removesuffix("s"))
     except ValueError:
         return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _error(failure: _Failure, what: str) -> EmbatchError:

@@ -206,3 +206,29 @@ def test_odd_bodies_are_survived(body: bytes) -> None:
         jitter=lambda: 0.0,
     )
     assert isinstance(verdict, Again)
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        "models/our-secret-plan is not found",
+        "Frieda is not supported for Otto",
+        "too many lovers; models/x is not supported for bankruptcy",
+    ],
+)
+def test_quoted_texts_fill_no_phrase(quoted: str) -> None:
+    """What a user wrote in the words of a service is not repeated either."""
+    said = told(f"invalid content: {quoted}")
+    for word in ("secret", "Frieda", "Otto", "lovers", "bankruptcy"):
+        assert word not in said
+
+
+@pytest.mark.parametrize("delay", ["nan", "inf", "-inf", "1e999s"])
+def test_waits_that_are_no_number_are_not_waited_for(delay: str) -> None:
+    """A hint that is no finite number counts as none."""
+    response = Response(status=503, headers={"retry-after": delay}, body=b"")
+    verdict = judge(
+        response, what="x", attempt=0, policy=RetryPolicy(), jitter=lambda: 1.0, creating=False
+    )
+    assert isinstance(verdict, Again)
+    assert verdict.wait_s == 1.0
