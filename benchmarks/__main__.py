@@ -7,6 +7,8 @@ import json
 from benchmarks.measuring import Options
 
 BENCHMARKS = {
+    "client_requests": "benchmarks.client_requests",
+    "client_results": "benchmarks.client_results",
     "engine": "benchmarks.engine",
     "run": "benchmarks.run",
     "start": "benchmarks.start",
@@ -32,7 +34,7 @@ def main() -> None:
     modules = {name: importlib.import_module(BENCHMARKS[name]) for name in names}
     if arguments.list:
         for name, module in modules.items():
-            print(f"{name:12} {module.DESCRIPTION}")
+            print(f"{name:16} {module.DESCRIPTION}")
         return
     options = Options(rounds=arguments.rounds, texts=arguments.texts)
     results = {name: module.measure(options) for name, module in modules.items()}

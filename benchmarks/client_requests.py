@@ -1,7 +1,4 @@
-"""Building 100,000 request rows: embatch, orjson, json, and google-genai's types.
-
-python benchmarks/client_requests.py
-"""
+"""Building request rows of a batch's file: embatch, orjson, json, and google-genai's types."""
 
 import json
 import statistics
@@ -11,8 +8,11 @@ from typing import Any
 
 import orjson
 
-ROWS = 100_000
-ROUNDS = 5
+from benchmarks.measuring import Figures, Options, machine
+
+DESCRIPTION = "building request rows against google-genai's types, orjson and json"
+ROWS_PER_TEXT = 50
+"""Rows for each text that the command line asks for: 100,000 unless said."""
 TEXT = "Batch embeddings cost half of what interactive ones do, and may take a day. " * 8
 
 
@@ -66,26 +66,38 @@ def genai_rows(texts: list[str]) -> int:
 ROUTES: tuple[Callable[[list[str]], int], ...] = (embatch_rows, orjson_rows, json_rows, genai_rows)
 
 
-def run(*, rows: int = ROWS, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(options: Options) -> Figures:
     """Rows a second by route, and how often slower than embatch; rounds interleaved, medians."""
+    rows = options.texts * ROWS_PER_TEXT
     texts = [f"{index} {TEXT}" for index in range(rows)]
     seconds: dict[str, list[float]] = {route.__name__: [] for route in ROUTES}
     for route in ROUTES:
         route(texts[:100])
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for route in ROUTES:
             start = time.perf_counter()
             route(texts)
             seconds[route.__name__].append(time.perf_counter() - start)
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    return {
-        name: {
-            "rows_per_s": round(rows / taken),
-            "times_embatch": round(taken / medians["embatch_rows"], 2),
-        }
-        for name, taken in medians.items()
-    }
+    figures: Figures = {**machine(), "rows": rows, "rounds": options.rounds}
+    for name, taken in seconds.items():
+        ratios = zip(taken, seconds["embatch_rows"], strict=True)
+        figures[f"{name}_per_s"] = round(rows / statistics.median(taken))
+        figures[f"{name}_times_embatch"] = round(
+            statistics.median(one / other for one, other in ratios), 2
+        )
+    return figures
 
 
-if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+def table(figures: Figures) -> str:
+    """The figures as people read them."""
+    lines = [
+        f"{figures['cpu']}, {figures['cores']} cores; {figures['rows']} rows, medians of "
+        f"{figures['rounds']} rounds",
+        f"{'':16}{'rows/s':>10}{'x embatch':>11}",
+    ]
+    for route in ROUTES:
+        name = route.__name__
+        lines.append(
+            f"{name:16}{figures[f'{name}_per_s']:>10}{figures[f'{name}_times_embatch']:>11}"
+        )
+    return "\n".join(lines)

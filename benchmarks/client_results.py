@@ -1,7 +1,5 @@
 """Reading batch results to float32: embatch, google-genai's way, and orjson; and to Parquet.
 
-    python benchmarks/client_results.py
-
 Each route runs in a process of its own, rounds interleaved, medians reported; peak memory is the
 process's. google-genai's way: its own inline path is `client.batches.get()` into its types; for
 files it downloads bytes, and its users parse lines with json into its types.
@@ -17,10 +15,16 @@ from typing import Any
 
 import numpy as np
 
-ROUNDS = 5
+from benchmarks.measuring import ROOT, Figures, Options, environment, machine
+
+DESCRIPTION = "reading results to float32 and Parquet against google-genai, orjson and json"
 PIECE_BYTES = 1 << 16
-SIZES = ((10_000, 768), (10_000, 3072))
-PARQUET_BYTES = 1 << 30
+ROWS_PER_TEXT = 5
+"""Rows for each text that the command line asks for: 10,000 unless said."""
+PARQUET_BYTES_PER_TEXT = 1 << 19
+"""1 GiB of result file unless said."""
+MOST_PARQUET_ROUNDS = 2
+"""A round of json lists takes minutes and gigabytes."""
 
 
 def write_results(path: Path, rows: int, dims: int) -> None:
@@ -185,55 +189,70 @@ print(seconds, peak)
 """
 
 
-def _measure(routes: tuple[str, ...], path: Path, warm: Path, rounds: int) -> dict[str, Any]:
+def _measure(case: str, routes: tuple[str, ...], path: Path, warm: Path, rounds: int) -> Figures:
     seconds: dict[str, list[float]] = {route: [] for route in routes}
     peaks = dict.fromkeys(routes, 0.0)
     for _ in range(rounds):
         for route in routes:
             done = subprocess.run(
                 [sys.executable, "-c", _CHILD, route, str(path), str(warm)],
-                capture_output=True,
+                cwd=ROOT,
+                env=environment(),
+                stdout=subprocess.PIPE,
                 text=True,
                 check=True,
             )
             took, peak = map(float, done.stdout.split())
             seconds[route].append(took)
             peaks[route] = max(peaks[route], peak)
-    first = statistics.median(seconds[routes[0]])
-    return {
-        route: {
-            "seconds": round(statistics.median(seconds[route]), 3),
-            "mb_per_s": round(path.stat().st_size / 1e6 / statistics.median(seconds[route]), 1),
-            "peak_mb": round(peaks[route]),
-            "times_embatch": round(statistics.median(seconds[route]) / first, 2),
-        }
-        for route in routes
-    }
+    figures: Figures = {f"{case}_mb": round(path.stat().st_size / 1e6, 1)}
+    for route in routes:
+        ratios = zip(seconds[route], seconds[routes[0]], strict=True)
+        name = f"{case}_{route.partition('_')[0] if route != 'embatch_stream' else 'stream'}"
+        figures[f"{name}_s"] = round(statistics.median(seconds[route]), 3)
+        figures[f"{name}_peak_mb"] = round(peaks[route])
+        figures[f"{name}_times_embatch"] = round(
+            statistics.median(one / other for one, other in ratios), 2
+        )
+    return figures
 
 
-def run(*, rounds: int = ROUNDS, parquet_bytes: int = PARQUET_BYTES) -> dict[str, Any]:
-    """All figures, by case and route; `times_embatch` is how often slower than embatch."""
-    found: dict[str, Any] = {}
+def measure(options: Options) -> Figures:
+    """All figures by case and route; `times_embatch` is how often slower than embatch."""
+    rows, rounds = options.texts * ROWS_PER_TEXT, options.rounds
+    figures: Figures = {**machine(), "rows": rows, "rounds": rounds}
     with tempfile.TemporaryDirectory() as folder:
         warm, path = Path(folder) / "warm", Path(folder) / "rows"
-        for rows, dims in SIZES:
+        for dims in (768, 3072):
             write_results(path, rows, dims)
             write_results(warm, 2, dims)
             routes = ("embatch_file", "embatch_stream", "orjson_file", "genai_file")
-            found[f"file {rows} x {dims}"] = _measure(routes, path, warm, rounds)
-        write_inline(path, 10_000, 768)
+            figures |= _measure(f"file_{dims}", routes, path, warm, rounds)
+        write_inline(path, rows, 768)
         write_inline(warm, 2, 768)
         routes = ("embatch_inline", "orjson_inline", "genai_inline")
-        found["inline 10000 x 768"] = _measure(routes, path, warm, rounds)
+        figures |= _measure("inline_768", routes, path, warm, rounds)
         write_results(path, 2, 3072)
         row_bytes = path.stat().st_size // 2
-        write_results(path, parquet_bytes // row_bytes, 3072)
+        write_results(path, max(options.texts * PARQUET_BYTES_PER_TEXT // row_bytes, 1), 3072)
         write_results(warm, 2, 3072)
         routes = ("embatch_parquet", "lists_parquet")
-        name = f"{path.stat().st_size / 1e9:.2f} GB to Parquet"
-        found[name] = _measure(routes, path, warm, min(rounds, 2))
-    return found
+        figures |= _measure("parquet", routes, path, warm, min(rounds, MOST_PARQUET_ROUNDS))
+    return figures
 
 
-if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+def table(figures: Figures) -> str:
+    """The figures as people read them."""
+    suffix = "_times_embatch"
+    names = [key.removesuffix(suffix) for key in figures if key.endswith(suffix)]
+    lines = [
+        f"{figures['cpu']}, {figures['cores']} cores; {figures['rows']} rows, Parquet from "
+        f"{figures['parquet_mb']} MB; medians of {figures['rounds']} rounds",
+        f"{'':20}{'s':>9}{'peak MB':>9}{'x embatch':>11}",
+    ]
+    lines += [
+        f"{name:20}{figures[f'{name}_s']:>9}{figures[f'{name}_peak_mb']:>9}"
+        f"{figures[f'{name}{suffix}']:>11}"
+        for name in names
+    ]
+    return "\n".join(lines)
