@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,14 @@ def test_every_call_is_documented(name: str) -> None:
     assert f"`{name}(" in REFERENCE.read_text()
     assert inspect.getdoc(getattr(Client, name))
     assert inspect.getdoc(getattr(AsyncClient, name))
+
+
+def test_every_argument_is_documented() -> None:
+    """Each argument of opening a client, and of every call, stands in the reference."""
+    told = REFERENCE.read_text()
+    for name in ("__init__", *CALLS):
+        for argument, _, _ in _arguments(Client, name)[1:]:
+            assert re.search(rf"\b{argument}\b", told), f"{name}({argument})"
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
