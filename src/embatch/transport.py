@@ -6,6 +6,7 @@ every value that a traceback could show.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,12 +146,29 @@ async def _aparts(request: Request) -> tuple[dict[str, str], bytes | None]:
     return _parts(request)
 
 
+class _WithoutUploads(logging.Filter):
+    """Keeps the URL of a running upload, a right to write, out of the HTTP library's logs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "upload_id=" not in record.getMessage()
+
+
+_WITHOUT_UPLOADS: Final = _WithoutUploads()
+_LOGGERS: Final = ("httpx2", "httpcore2.http11", "httpcore2.http2")
+
+
+def _hush() -> None:
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_WITHOUT_UPLOADS)
+
+
 class Transport:
     """HTTP in the calling thread. Safe to use from several threads."""
 
     def __init__(
         self, *, timeout_s: float = DEFAULT_TIMEOUT_S, inner: httpx2.BaseTransport | None = None
     ) -> None:
+        _hush()
         self._client = httpx2.Client(timeout=_timeout(timeout_s), transport=inner)
 
     def send(self, request: Request) -> Response | Lost:
@@ -212,6 +230,7 @@ class AsyncTransport:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         inner: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
+        _hush()
         self._client = httpx2.AsyncClient(timeout=_timeout(timeout_s), transport=inner)
 
     async def send(self, request: Request) -> Response | Lost:

@@ -3,6 +3,7 @@
 import logging
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +73,18 @@ def test_failing_calls_show_nothing(
             CALLS[call](client)
     _check(_embatch_locals(caught.value))
     _check(caplog.text)
+
+
+def test_logs_show_no_running_upload(
+    gemini: Any, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """The URL of an upload is a right to write: the HTTP library's own log does not hold it."""
+    caplog.set_level(logging.DEBUG)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"request":{}}\n')
+    gemini.client.upload_file(path)
+    assert "/upload/" in caplog.text
+    assert "upload_id" not in caplog.text
 
 
 def test_values_show_no_texts(case: Any) -> None:
