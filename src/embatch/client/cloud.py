@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from embatch.client.alignment import Aligner, checked_keys, expected_dims, in_file_order, own_rows
 from embatch.client.calls import Calls
@@ -17,6 +17,8 @@ from embatch.errors import (
     BatchFailedError,
     BatchNotCompleteError,
     BatchTimeoutError,
+    EmbatchError,
+    IndeterminateError,
     InvalidRequestError,
     ProviderUnavailableError,
 )
@@ -26,6 +28,7 @@ from embatch.types.files import RemoteFile
 from embatch.types.label import Label
 from embatch.types.state import JobState
 
+T = TypeVar("T")
 Sink = Callable[[RowBlock], Flow[None]]
 
 POLL_STEPS_S: Final = ((100, 2.0), (1_000, 5.0), (10_000, 10.0))
@@ -97,6 +100,20 @@ def checked_display_name(display_name: str) -> str:
             "display_name holds half of a surrogate pair, which no UTF-8 can carry: clean it"
         )
     return display_name.strip()
+
+
+def created_or_undone(creation: Flow[T], undo: Callable[[], Flow[None]]) -> Flow[T]:
+    """What `creation` gives; `undo` removes what was laid out for it when it certainly failed."""
+    try:
+        return (yield from creation)
+    except IndeterminateError:
+        raise
+    except EmbatchError:
+        try:
+            yield from undo()
+        except EmbatchError as failure:
+            _log.info("after a creation that failed: %s", failure)
+        raise
 
 
 class Cloud(Protocol):

@@ -11,7 +11,13 @@ from typing import Any, Final
 from embatch.client import files
 from embatch.client.alignment import expected_dims
 from embatch.client.calls import Calls, create_once, parse_object
-from embatch.client.cloud import NewBatch, NewFileBatch, Sink, wait_until_stopped
+from embatch.client.cloud import (
+    NewBatch,
+    NewFileBatch,
+    Sink,
+    created_or_undone,
+    wait_until_stopped,
+)
 from embatch.client.cutter import DocumentCutter
 from embatch.client.embeds import embed_in_groups, vectors_of
 from embatch.client.flow import Emit, Flow, ReadStream, ShutStream, Sleep, Work, perform
@@ -81,7 +87,10 @@ class Gemini:
         if body is None:
             source = yield from self._uploaded(new, label)
             document = build_batch(label, {"fileName": source.name}, priority=new.priority)
-            made = yield from self._create(label.text, new.options.model.name, document)
+            made = yield from created_or_undone(
+                self._create(label.text, new.options.model.name, document),
+                lambda: files.delete(self.calls, self.version, source.name),
+            )
         else:
             made = yield from self._create(label.text, new.options.model.name, body)
         return replace(made, keys=new.keys)
@@ -95,11 +104,17 @@ class Gemini:
 
     def create_from_file(self, new: NewFileBatch) -> Flow[EmbedContentBatch]:
         """Creates a batch from a JSONL file, local or uploaded already."""
-        if new.remote is None:
-            uploaded = yield from self.upload_file(new.path, display_name=new.label)
-            source = uploaded.name
-        else:
-            source = file_name(new.remote)
+        if new.remote is not None:
+            return (yield from self._create_from(file_name(new.remote), new))
+        source = (yield from self.upload_file(new.path, display_name=new.label)).name
+        return (
+            yield from created_or_undone(
+                self._create_from(source, new),
+                lambda: files.delete(self.calls, self.version, source),
+            )
+        )
+
+    def _create_from(self, source: str, new: NewFileBatch) -> Flow[EmbedContentBatch]:
         document = build_batch(new.label, {"fileName": source}, priority=new.priority)
         return (yield from self._create(new.label, new.model, document))
 

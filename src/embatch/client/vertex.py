@@ -12,7 +12,13 @@ import orjson
 
 from embatch.client.alignment import expected_dims
 from embatch.client.calls import Calls, create_once
-from embatch.client.cloud import NewBatch, NewFileBatch, Sink, wait_until_stopped
+from embatch.client.cloud import (
+    NewBatch,
+    NewFileBatch,
+    Sink,
+    created_or_undone,
+    wait_until_stopped,
+)
 from embatch.client.embeds import embed_in_groups, vectors_of
 from embatch.client.files import part_beside
 from embatch.client.flow import Emit, Flow, Sleep, Work, perform
@@ -64,8 +70,9 @@ class Vertex:
             path = Path(place) / "input.jsonl"
             yield from perform(Work(call=lambda: spool(lines, path)))
             yield from self._put(uri, path)
-        made = yield from self._create(
-            label.text, new.options.model.name, uri, folder, new.priority
+        made = yield from created_or_undone(
+            self._create(label.text, new.options.model.name, uri, folder, new.priority),
+            lambda: self.delete_file(uri),
         )
         return replace(made, keys=new.keys)
 
@@ -73,12 +80,16 @@ class Vertex:
         """Creates a job from a JSONL file, local or in Cloud Storage already."""
         self.places.require_project()
         folder = self.places.folder(new.label)
-        uri = new.remote
-        if uri is None:
-            uri = f"{folder}/input.jsonl"
-            yield from self._put(uri, new.path)
+        if new.remote is not None:
+            uri = object_name(new.remote)
+            return (yield from self._create(new.label, new.model, uri, folder, new.priority))
+        staged = f"{folder}/input.jsonl"
+        yield from self._put(staged, new.path)
         return (
-            yield from self._create(new.label, new.model, object_name(uri), folder, new.priority)
+            yield from created_or_undone(
+                self._create(new.label, new.model, staged, folder, new.priority),
+                lambda: self.delete_file(staged),
+            )
         )
 
     def _put(self, uri: str, path: Path) -> Flow[None]:
@@ -228,10 +239,12 @@ class Vertex:
         request = self.calls.request("DELETE", f"/{self.places.version}/{name}")
         answer = yield from self.calls.json(what, request, gone=(NotFoundError,))
         yield from self._operation_done(what, answer)
-        source = batch.input_config.file or ""
-        folder = source.rpartition("/")[0]
-        if Label.parse(batch.label) and folder.endswith(f"/{label_hash(batch.label)}"):
-            yield from self._clear(folder)
+        if Label.parse(batch.label):
+            own = f"/{label_hash(batch.label)}/"
+            output = batch.output.directory if batch.output is not None else None
+            places = [place for place in (batch.input_config.file, output) if place]
+            for folder in sorted({p.partition(own)[0] + own for p in places if own in p}):
+                yield from self._clear(folder)
 
     def _operation_done(self, what: str, operation: Mapping[str, Any]) -> Flow[None]:
         for _ in range(OPERATION_POLLS):

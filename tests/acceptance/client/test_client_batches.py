@@ -14,6 +14,7 @@ from embatch.errors import (
     BatchFailedError,
     BatchNotCompleteError,
     BatchTimeoutError,
+    IndeterminateError,
     InvalidRequestError,
     NotFoundError,
 )
@@ -259,12 +260,36 @@ def test_deleting_removes_what_was_uploaded(case: Any) -> None:
 
 
 def test_deleting_keeps_files_of_the_user(case: Any, jsonl: Callable[..., Path]) -> None:
-    """A file that the user uploaded may serve other batches: it stays when one is deleted."""
+    """A file that the user uploaded may serve other batches: it stays, the results go."""
     file = case.client.upload_file(jsonl(_rows(case, TEXTS)))
     made = case.client.create_batch_from_file(file.name, display_name="x")
     case.cloud.finish(made.name)
     case.client.delete_batch(made.name)
-    assert case.client.get_file(file.name).name == file.name
+    assert [one.name for one in case.client.list_files()] == [file.name]
+
+
+def test_refused_creations_leave_nothing_behind(case: Any, jsonl: Callable[..., Path]) -> None:
+    """Texts laid out for a batch that the service refused do not stay there."""
+    path = jsonl(_rows(case, TEXTS))
+    for create in (
+        lambda: case.client.async_batch_embed_contents(
+            ["a"] * 1_000, display_name="x", model="gemini-embedding-9"
+        ),
+        lambda: case.client.create_batch_from_file(
+            path, display_name="x", model="gemini-embedding-9"
+        ),
+    ):
+        with pytest.raises(NotFoundError):
+            create()
+        assert list(case.client.list_files()) == []
+
+
+def test_doubtful_creations_keep_their_input(case: Any) -> None:
+    """A batch that may have been made after all needs what was laid out for it."""
+    case.fault("reset_before", times=1, match={"route": case.route("create")})
+    with pytest.raises(IndeterminateError):
+        case.client.async_batch_embed_contents(["a"] * 1_000, display_name="x")
+    assert len(list(case.client.list_files())) == 1
 
 
 def test_priority_travels_and_changes(gemini: Any) -> None:
