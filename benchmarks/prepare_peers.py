@@ -42,7 +42,7 @@ def _mend_tokenizer(folder: Path, limit: int) -> None:
     path.write_text(json.dumps(tokenizer))
     config_path = folder / "tokenizer_config.json"
     config = json.loads(config_path.read_text())
-    config_path.write_text(json.dumps({**config, "model_max_length": limit}))
+    config_path.write_text(json.dumps({**config, "model_max_length": limit, "max_length": limit}))
 
 
 def main() -> None:
