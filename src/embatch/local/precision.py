@@ -58,7 +58,8 @@ def bf16_is_fast() -> bool:
     """True where bf16 matrix products run faster than float32 ones.
 
     Intel's processors need AMX for that: their AVX-512 bf16 instruction alone does 0.6 times the
-    float32 rate (measured 2026-11-23 on an Emerald Rapids whose AMX was hidden); AMD's does 2.
+    float32 rate (measured 2026-11-23 on an Emerald Rapids whose AMX was hidden). On AMD's Zen 5
+    bf16 runs the engine 1.8 times as fast as float32.
     """
     return "BF16" in capabilities() and not bf16_is_slow(_read_cpuinfo())
 
