@@ -161,7 +161,9 @@ class Run:
 
     def forget(self) -> None:
         """Removes the run from the journal with the texts kept for `retry`; the output stays."""
-        forget_run(self._environment.journal, self.id)
+        world, config = self._environment, RunConfig.from_json(self._record().config)
+        forget_run(world.journal, self.id, lambda: world.provider(config))
+        world.close_providers()
 
     def _record(self) -> RunRecord:
         return self._environment.journal.get_run(self.id)

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embatch.config import Settings, load_settings
+from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
+from embatch.datasets.ownership import OutputLock
+from embatch.errors import InvalidRequestError
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.providers.base import Provider
@@ -38,6 +41,7 @@ class Environment:
     journal: Journal
     hooks: Hooks = field(default_factory=Hooks)
     _providers: dict[tuple[Any, ...], Provider] = field(default_factory=dict)
+    _locks: dict[str, OutputLock] = field(default_factory=dict)
     _opening: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -69,7 +73,7 @@ class Environment:
             if wanted not in self._providers:
                 self._providers[wanted] = open_provider(
                     config.provider,
-                    model=config.model or self.settings.model,
+                    model=config.model,
                     precision=config.precision,
                     dims=config.dims,
                     task_type=config.task_type,
@@ -85,6 +89,7 @@ class Environment:
         provider = self.provider(config)
         space = Space.from_json(dict(run.space))
         require_space(provider.space, space, run.id)
+        self._hold(OutputPaths.for_out(config.out), run.id)
         return RunContext(
             journal=self.journal,
             run_id=run.id,
@@ -96,12 +101,28 @@ class Environment:
             checkpoint=self.hooks.checkpoint,
         )
 
+    def _hold(self, paths: OutputPaths, run_id: str) -> None:
+        """Marks the output as worked on by this journal, for as long as providers are open."""
+        with self._opening:
+            if run_id in self._locks:
+                return
+            lock = OutputLock(paths.parts, exclusive=False)
+            if Manifest.load(paths.manifest).journal_id != self.journal.id:
+                lock.close()
+                raise InvalidRequestError(
+                    f"{paths.out} belongs to another journal by now: name it with --journal"
+                )
+            self._locks[run_id] = lock
+
     def close_providers(self) -> None:
         """Ends what the providers do in this process; the journal stays open."""
         with self._opening:
             for provider in self._providers.values():
                 provider.close()
             self._providers.clear()
+            for lock in self._locks.values():
+                lock.close()
+            self._locks.clear()
 
     def close(self) -> None:
         """Closes the providers and the journal. Safe to call twice."""

@@ -87,6 +87,8 @@ class Proof:
         assert codes.keys() == missing
         for key in missing:
             assert (codes[key] == "empty_text") == (not self.texts[key])
+        service = self.home / "service" / "batches"
+        assert not service.exists() or not list(service.iterdir())
         names = {path.name for path in self.out.iterdir()}
         assert not [name for name in names if name.startswith(".part")]
 

@@ -288,8 +288,7 @@ def test_a_cancelled_run_keeps_what_is_written_and_resumes(world: World, tmp_pat
     status = run.cancel()
     assert status.state is RunState.CANCELLED
     assert 20 <= status.written < 200
-    with pytest.raises(InvalidRequestError, match="nothing to cancel"):
-        run.cancel()
+    assert run.cancel().state is RunState.CANCELLED
     assert run.resume().wait(60).state is RunState.COMPLETED
     assert_right(rows_of(tmp_path / "out"), texts)
 
@@ -314,6 +313,119 @@ def test_forgetting_removes_kept_texts_and_leaves_the_output(world: World, tmp_p
     assert not work.exists()
     assert environment.journal.list_runs() == []
     assert len(rows_of(tmp_path / "out")) == 1
+
+
+def test_forgetting_a_cancelled_run_leaves_no_text_anywhere(world: World, tmp_path: Path) -> None:
+    """Not in the output's folder, and not with the local service."""
+    environment = world(delay_s=0.05)
+    texts = {f"k{n}": f"confidential {n}" for n in range(100)}
+    run = api.submit(texts.items(), tmp_path / "out", max_batch_items=10, environment=environment)
+    run.wait(0.5)
+    run.cancel()
+    run.forget()
+    left = [
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and b"confidential" in path.read_bytes()
+    ]
+    assert left == []
+
+
+def test_batch_sizes_may_change_between_starts(world: World, tmp_path: Path) -> None:
+    """Copies that were cut into batches before the change are neither lost nor doubled."""
+    texts = {f"k{n}": f"text {n % 20}" for n in range(80)}
+    passed = []
+
+    def stop_early(name: str) -> None:
+        passed.append(name)
+        if passed.count("copies.journaled") == 2:
+            raise OSError("pulled the plug")
+
+    environment = world()
+    breaking = Environment(
+        environment.settings,
+        environment.journal,
+        Hooks(open_engine=environment.hooks.open_engine, checkpoint=stop_early),
+    )
+    data = pa.table({"id": list(texts), "text": list(texts.values())})
+    out = tmp_path / "out"
+    run = api.enter(data, out, key="id", max_batch_items=8, environment=breaking)
+    assert run.wait(60).state is RunState.FAILED
+    for size in (100, 3):
+        run = api.enter(data, out, key="id", max_batch_items=size, environment=environment)
+    assert run.wait(60).state is RunState.COMPLETED
+    assert_right(rows_of(out), texts)
+
+
+def test_another_reused_output_is_another_run(world: World, tmp_path: Path) -> None:
+    """Rows of one earlier output are never looked up in another."""
+    environment = world()
+    embed(environment, pairs(20).items(), tmp_path / "one")
+    embed(environment, pairs(20, start=10).items(), tmp_path / "two")
+    data = pa.table({"text": ["text 15"]})
+    api.enter(data, tmp_path / "out", reuse=tmp_path / "one", environment=environment)
+    with pytest.raises(InvalidRequestError, match="the reused output"):
+        api.enter(data, tmp_path / "out", reuse=tmp_path / "two", environment=environment)
+
+
+def test_a_reused_output_that_was_made_anew_is_noticed(world: World, tmp_path: Path) -> None:
+    """A vector is taken over only while the text beside it is the one that was planned."""
+    environment = world()
+    embed(environment, pairs(20).items(), tmp_path / "old")
+    run = api.submit(
+        [*pairs(20).values()], tmp_path / "new", reuse=tmp_path / "old", environment=environment
+    )
+    for path in [*(tmp_path / "old").glob("part-*"), tmp_path / "old" / "manifest.json"]:
+        path.unlink()
+    embed(environment, pairs(20, start=100).items(), tmp_path / "old")
+    status = run.wait(60)
+    assert status.state is RunState.FAILED
+    assert "other texts" in str(status.error)
+    assert not list((tmp_path / "new").glob("part-*"))
+
+
+def test_a_forgotten_output_starts_over_with_right_vectors(world: World, tmp_path: Path) -> None:
+    """What the local service still holds under old labels is never taken for the new run's."""
+    environment = world(delay_s=0.05)
+    data = pa.table({"text": list(pairs(60).values())})
+    run = api.submit(data, tmp_path / "out", max_batch_items=8, environment=environment)
+    run.wait(0.6)
+    run.cancel()
+    run.forget()
+    again = embed(environment, data, tmp_path / "out", max_batch_items=7)
+    assert again.status().state is RunState.COMPLETED
+    assert_right(rows_of(tmp_path / "out"), {str(n): f"text {n}" for n in range(60)})
+
+
+def test_an_output_at_work_under_another_journal_is_refused(world: World, tmp_path: Path) -> None:
+    """Two homes on one output: the second says so and does not touch it."""
+    data = pa.table({"text": list(pairs(60).values())})
+    first = world(delay_s=0.05)
+    run = api.submit(data, tmp_path / "out", max_batch_items=8, environment=first)
+    first.context(first.journal.get_run(run.id))
+    with pytest.raises(InvalidRequestError, match="another process with another journal"):
+        api.submit(data, tmp_path / "out", environment=world("elsewhere"))
+    assert run.wait(60).state is RunState.COMPLETED
+    taken_over = api.submit(data, tmp_path / "out", environment=world("elsewhere"))
+    assert taken_over.wait(60).state is RunState.COMPLETED
+    assert_right(rows_of(tmp_path / "out"), {str(n): f"text {n}" for n in range(60)})
+
+
+def test_a_worker_that_cannot_open_a_run_leaves_it_alone(world: World, tmp_path: Path) -> None:
+    """A model that this process lacks says nothing about the run."""
+    from embatch.errors import ConfigError
+    from embatch.execution.threads import ThreadExecutor
+
+    environment = world()
+    run = api.submit(pairs(9).items(), tmp_path / "out", environment=environment)
+
+    def refuse(_run: object) -> Any:
+        raise ConfigError("no model here")
+
+    looks = iter(range(30))
+    ThreadExecutor(environment.journal, refuse).work(until=lambda: next(looks, 99) > 10)
+    assert run.status().state is RunState.RUNNING
+    assert run.wait(60).state is RunState.COMPLETED
 
 
 def test_duplicate_keys_are_refused_before_any_work(world: World, tmp_path: Path) -> None:

@@ -282,15 +282,20 @@ def test_next_due_is_the_earliest_unfinished_batch(journal: Journal) -> None:
     assert journal.leases.next_due("r1") == NOW
 
 
-def test_cancelling_voids_leases_and_names_what_is_remote(journal: Journal) -> None:
-    """A step under way when its run is cancelled is refused afterwards."""
-    plan(journal, start(journal), embed(), embed(first=4))
+def test_cancelling_voids_leases_of_batches_and_planning(journal: Journal) -> None:
+    """A step or a planner under way when its run is cancelled is refused afterwards."""
+    token = start(journal)
+    plan(journal, token, embed(), embed(first=4))
     held = claimed(journal)
     moved = journal.batches.transition(
         held.batch, held.token, BatchEvent.UPLOAD_STARTED, now=NOW, input_ref="ref"
     )
-    remote = journal.batches.cancel_all("r1", now=NOW)
-    assert [batch.input_ref for batch in remote] == ["ref"]
+    journal.transition_run("r1", RunEvent.CANCELLED, expected=RunState.PLANNING, now=NOW)
+    states = [batch.state for batch in journal.batches.walk("r1")]
+    assert states == [BatchState.CANCELLED] * 2
+    assert claim(journal) is None
+    with pytest.raises(LeaseLostError):
+        plan(journal, token, embed(first=8))
     with pytest.raises(TransitionRefusedError):
         journal.batches.transition(moved, held.token, BatchEvent.UPLOAD_FINISHED, now=NOW)
 

@@ -42,6 +42,8 @@ class Manifest:
     inputs: tuple[InputIdentity, ...]
     created_at: float
     """Seconds since 1970."""
+    journal_id: str = ""
+    """The journal that the run stands in."""
     reuse: str | None = None
     """The earlier output whose vectors were taken over."""
     finished_at: float | None = None
@@ -62,6 +64,7 @@ class Manifest:
         space: Space,
         source: Source,
         created_at: float,
+        journal_id: str = "",
         reuse: str | None = None,
     ) -> "Manifest":
         """The manifest of a run that begins."""
@@ -73,6 +76,7 @@ class Manifest:
             keep_columns=source.keep_columns,
             inputs=source.identity,
             created_at=created_at,
+            journal_id=journal_id,
             reuse=reuse,
             versions=_versions(),
         )
@@ -103,6 +107,7 @@ class Manifest:
             "text_column": "the text column",
             "key_column": "the key column",
             "keep_columns": "the kept columns",
+            "reuse": "the reused output",
         }
         for name, words in names.items():
             mine, theirs = getattr(self, name), getattr(other, name)

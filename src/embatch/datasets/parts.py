@@ -24,7 +24,7 @@ from embatch.datasets.vector_file import (
     part_schema,
     vector_matrix,
 )
-from embatch.errors import InvalidRequestError, NotFoundError, StorageError
+from embatch.errors import AlignmentError, InvalidRequestError, NotFoundError, StorageError
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -207,10 +207,13 @@ def part_rows(path: Path) -> Rows:
         return rows
 
 
-def part_vectors_at(path: Path, rows: ArrayLike) -> tuple[Mask, Matrix]:
+def part_vectors_at(
+    path: Path, rows: ArrayLike, digests: Sequence[bytes] | None = None
+) -> tuple[Mask, Matrix]:
     """The vectors of these rows, in any order: which were found `[n]`, and the found ones `[m, d]`.
 
-    `matrix[i]` belongs to `rows[mask][i]`. Row groups without a hit are not read.
+    `matrix[i]` belongs to `rows[mask][i]`. Row groups without a hit are not read. `digests` are the
+    SHA-256 that the texts of these rows must have; `AlignmentError` when the part has another.
     """
     wanted = np.asarray(rows, dtype=np.int64)
     with reading_part(path) as file:
@@ -225,11 +228,25 @@ def part_vectors_at(path: Path, rows: ArrayLike) -> tuple[Mask, Matrix]:
             places = np.minimum(np.searchsorted(there, wanted), there.size - 1)
             hits = there[places] == wanted
             if hits.any():
-                table = file.read_row_group(group, columns=[VECTOR_COLUMN])
-                vectors = vector_matrix(table.column(0).combine_chunks())
+                table = file.read_row_group(group, columns=[VECTOR_COLUMN, "text_sha256"])
+                if digests is not None:
+                    _require_texts(path, table["text_sha256"], places, hits, digests)
+                vectors = vector_matrix(table[VECTOR_COLUMN].combine_chunks())
                 found[hits] = vectors[places[hits]]
                 mask |= hits
     return mask, found[mask]
+
+
+def _require_texts(
+    path: Path, there: pa.ChunkedArray, places: Rows, hits: Mask, digests: Sequence[bytes]
+) -> None:
+    found = there.take(pa.array(places[hits])).to_pylist()
+    wanted = [digests[index] for index in np.flatnonzero(hits).tolist()]
+    if found != wanted:
+        raise AlignmentError(
+            f"{path} holds other texts in its rows than when this run was planned: "
+            "put the old file back, or start a new output"
+        )
 
 
 def group_bounds(group: pq.RowGroupMetaData) -> tuple[int, int]:

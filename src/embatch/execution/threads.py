@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from embatch.errors import EmbatchError, LeaseLostError, TransitionRefusedError
+from embatch.errors import EmbatchError, JournalError, LeaseLostError, TransitionRefusedError
 from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
@@ -47,6 +47,7 @@ class ThreadExecutor:
         self._threads = threads
         self._planning_only = planning_only
         self._contexts: dict[str, RunContext] = {}
+        self._unworkable: set[str] = set()
         self._opening = threading.Lock()
         self._held: set[str] = set()
         self._holding = threading.Lock()
@@ -110,13 +111,17 @@ class ThreadExecutor:
     def _step(self, run_ids: Sequence[str] | None) -> bool:
         """Takes one step of some run. False when none is due."""
         for run in self._runs(run_ids):
+            context = self._context(run, alone=run_ids is not None)
+            if context is None:
+                continue
             try:
-                context = self._context(run)
                 if self._step_of(run, context):
                     return True
             except (LeaseLostError, TransitionRefusedError):
                 log.info("run %s: another process took over a step", run.id)
                 return True
+            except JournalError:
+                raise  # says nothing about the run
             except (EmbatchError, OSError) as error:
                 code = type(error).__name__ if isinstance(error, EmbatchError) else "StorageError"
                 fail_run(self._journal, run.id, str(error), code=code, now=self._clock())
@@ -160,15 +165,19 @@ class ThreadExecutor:
         with self._planning_lease(run.id) as token:
             if token is None or context.run().state is not RunState.RUNNING:
                 return False
-            finish_run(context)
+            finish_run(context, token)
             return True
 
     def _advance(self, claim: Claim, context: RunContext) -> None:
         with self._hold(claim.token):
-            outcome = advance(claim, context)
-        self._release(claim, outcome)
+            try:
+                outcome = advance(claim, context)
+            except BaseException:
+                self._release(claim, After(seconds=IDLE_S))
+                raise
         if isinstance(outcome, Stuck):
             fail_run(self._journal, claim.batch.run_id, outcome.error, now=self._clock())
+        self._release(claim, outcome)
         with self._wake:
             self._wake.notify_all()
 
@@ -241,8 +250,21 @@ class ThreadExecutor:
                 except EmbatchError as error:
                     log.warning("leases could not be renewed: %s", error)
 
-    def _context(self, run: RunRecord) -> RunContext:
+    def _context(self, run: RunRecord, *, alone: bool) -> RunContext | None:
+        """The run's world; None if this process cannot work it, which says nothing of others.
+
+        Raises instead when the run was asked for by name.
+        """
         with self._opening:
+            if run.id in self._unworkable:
+                return None
             if run.id not in self._contexts:
-                self._contexts[run.id] = self._open_context(run)
+                try:
+                    self._contexts[run.id] = self._open_context(run)
+                except EmbatchError as error:
+                    if alone:
+                        raise
+                    self._unworkable.add(run.id)
+                    log.warning("run %s is left to other processes: %s", run.id, error)
+                    return None
             return self._contexts[run.id]

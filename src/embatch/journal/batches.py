@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from embatch.errors import LeaseLostError, NotFoundError, TransitionRefusedError
 from embatch.journal.database import Database
-from embatch.journal.entries import adopted_values, enter_batches, enter_failures
-from embatch.journal.records import AdoptedPart, BatchRecord, Failure, NewBatch, RunCounts
+from embatch.journal.entries import enter_batches, enter_failures
+from embatch.journal.records import BatchRecord, Failure, NewBatch, RunCounts
 from embatch.journal.rows import batch_record, record_event
 from embatch.journal.schema import batches_table, failures_table, runs_table
 from embatch.journal.sums import count_rows, present_pace
@@ -50,31 +50,17 @@ class BatchTable:
         with self._database.write() as connection:
             changed = connection.execute(
                 update(runs_table)
-                .where(runs_table.c.id == run_id, runs_table.c.lease_token == token)
+                .where(
+                    runs_table.c.id == run_id,
+                    runs_table.c.lease_token == token,
+                    runs_table.c.state == RunState.PLANNING.value,
+                )
                 .values(plan=dict(plan), updated_at=now)
             )
             if changed.rowcount != 1:
                 raise LeaseLostError(f"run {run_id} is planned by another process now")
             enter_batches(connection, run_id, batches, now)
             enter_failures(connection, run_id, failures)
-
-    def add_adopted(self, run_id: str, parts: Sequence[AdoptedPart], *, now: float) -> None:
-        """Enters parts found in an output whose journal is gone, as published batches."""
-        with self._database.write() as connection:
-            for part in parts:
-                connection.execute(
-                    insert(batches_table).values(
-                        **adopted_values(part),
-                        run_id=run_id,
-                        next_at=now,
-                        created_at=now,
-                        updated_at=now,
-                        finished_at=now,
-                    )
-                )
-                record_event(
-                    connection, run_id=run_id, at=now, kind="adopted", data={"part": part.name}
-                )
 
     def add_retries(
         self, run_id: str, batches: Sequence[NewBatch], *, rows: Sequence[int], now: float
@@ -180,54 +166,6 @@ class BatchTable:
             )
             if changed.rowcount != 1:
                 raise LeaseLostError(f"batch {batch.number} is worked by another process now")
-
-    def cancel_all(self, run_id: str, *, now: float) -> list[BatchRecord]:
-        """Cancels every batch that is not finished; leases are void from now on.
-
-        Gives the batches that may still occupy the provider.
-        """
-        table = batches_table.c
-        remote: list[BatchRecord] = []
-        with self._database.write() as connection:
-            rows = connection.execute(
-                select(batches_table).where(
-                    table.run_id == run_id,
-                    table.state.in_(
-                        [
-                            BatchState.PLANNED.value,
-                            BatchState.UPLOADING.value,
-                            BatchState.UPLOADED.value,
-                            BatchState.SUBMITTED.value,
-                        ]
-                    ),
-                )
-            ).all()
-            for row in rows:
-                batch = batch_record(row)
-                if batch.input_ref or batch.remote_name:
-                    remote.append(batch)
-                connection.execute(
-                    update(batches_table)
-                    .where(table.id == batch.id)
-                    .values(
-                        state=BatchState.CANCELLED.value,
-                        updated_at=now,
-                        finished_at=now,
-                        lease_token=None,
-                        lease_owner=None,
-                        lease_expires_at=None,
-                    )
-                )
-                record_event(
-                    connection,
-                    run_id=run_id,
-                    batch_id=batch.id,
-                    at=now,
-                    kind=BatchEvent.RUN_CANCELLED,
-                    source=batch.state,
-                    target=BatchState.CANCELLED,
-                )
-        return remote
 
     # Looking
 

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from embatch.journal.records import AdoptedPart, Failure, NewBatch
-from embatch.journal.schema import batches_table, failures_table
-from embatch.types.state import BatchState
+from embatch.journal.rows import record_event
+from embatch.journal.schema import batches_table, failures_table, runs_table
+from embatch.types.state import BATCH_TRANSITIONS, BatchEvent, BatchState
 
+CANCELLABLE = tuple(
+    source for source, event in BATCH_TRANSITIONS if event is BatchEvent.RUN_CANCELLED
+)
 _COUNTERS = ("succeeded", "failed", "tokens", "truncated", "repeated", "polls", "absences")
 _ENTRY_ZEROS = dict.fromkeys(_COUNTERS, 0)
 
@@ -85,7 +89,7 @@ def enter_failures(connection: Connection, run_id: str, failures: Sequence[Failu
         return
     make = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
     statement = make(failures_table)
-    fields = ("key", "code", "message", "attempts", "batch_id", "kept")
+    fields = ("key", "code", "message", "attempts", "batch_id", "kept", "kept_in")
     statement = statement.on_conflict_do_update(
         index_elements=["run_id", "row"],
         set_={name: statement.excluded[name] for name in fields},
@@ -98,3 +102,39 @@ def enter_failures(connection: Connection, run_id: str, failures: Sequence[Failu
             for failure in failures
         ],
     )
+
+
+def enter_adopted(connection: Connection, run_id: str, part: AdoptedPart, now: float) -> None:
+    """Adds a published batch for a part that was found in the output."""
+    moments = dict.fromkeys(("next_at", "created_at", "updated_at", "finished_at"), now)
+    connection.execute(
+        insert(batches_table).values(**adopted_values(part), **moments, run_id=run_id)
+    )
+    record_event(connection, run_id=run_id, at=now, kind="adopted", data={"part": part.name})
+
+
+def cancel_batches(connection: Connection, run_id: str, now: float) -> None:
+    """Cancels every batch that may still change and voids the run's leases.
+
+    A submission under way stays: only its answer tells whether there is a job to stop.
+    """
+    table = batches_table.c
+    no_lease = {"lease_owner": None, "lease_token": None, "lease_expires_at": None}
+    for source in CANCELLABLE:
+        rows = connection.execute(
+            update(batches_table)
+            .where(table.run_id == run_id, table.state == source.value)
+            .values(state=BatchState.CANCELLED.value, updated_at=now, finished_at=now, **no_lease)
+            .returning(table.id)
+        ).scalars()
+        for batch_id in rows.all():
+            record_event(
+                connection,
+                run_id=run_id,
+                batch_id=batch_id,
+                at=now,
+                kind=BatchEvent.RUN_CANCELLED,
+                source=source,
+                target=BatchState.CANCELLED,
+            )
+    connection.execute(update(runs_table).where(runs_table.c.id == run_id).values(**no_lease))

@@ -12,7 +12,7 @@ from embatch.journal.database import Database
 from embatch.journal.records import BatchRecord
 from embatch.journal.rows import batch_record
 from embatch.journal.schema import batches_table, events_table, runs_table
-from embatch.types.state import FINAL_BATCH_STATES, BatchState
+from embatch.types.state import FINAL_BATCH_STATES, BatchState, RunState
 
 RECENT_S = 60.0
 """A run whose due step is no older than this, in seconds, counts as worked on."""
@@ -56,7 +56,11 @@ class LeaseTable:
             lease_now = self._database.lease_now(connection)
             free = _free(batches_table, lease_now)
             table = batches_table.c
-            mine = and_(table.run_id == run_id, free, table.next_at <= now)
+            working = select(runs_table.c.id).where(
+                runs_table.c.id == run_id,
+                runs_table.c.state.in_([RunState.PLANNING.value, RunState.RUNNING.value]),
+            )
+            mine = and_(table.run_id == run_id, working.exists(), free, table.next_at <= now)
             planned = table.state == BatchState.PLANNED.value
             found = connection.execute(
                 select(table.id)

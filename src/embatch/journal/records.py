@@ -120,6 +120,8 @@ class BatchRecord:
     updated_at: float
     submitted_at: float | None
     finished_at: float | None
+    cleared_at: float | None
+    """When what the provider held of it was removed there."""
     lease_owner: str | None
     lease_token: str | None
     lease_expires_at: float | None
@@ -137,6 +139,8 @@ class Failure:
     batch_id: int | None = None
     kept: bool = False
     """Its text is kept for `retry`."""
+    kept_in: str | None = None
+    """The stage file that keeps it, below the run's work folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

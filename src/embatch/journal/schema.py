@@ -105,6 +105,7 @@ batches_table = Table(
     Column("updated_at", Float, nullable=False),
     Column("submitted_at", Float),
     Column("finished_at", Float),
+    Column("cleared_at", Float),
     Column("lease_owner", Text),
     Column("lease_token", String(32)),
     Column("lease_expires_at", Float),
@@ -131,6 +132,7 @@ failures_table = Table(
     Column("attempts", Integer, nullable=False),
     Column("batch_id", _big),
     Column("kept", Boolean, nullable=False),
+    Column("kept_in", Text),
 )
 
 events_table = Table(

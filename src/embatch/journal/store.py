@@ -1,7 +1,7 @@
 """The journal's one door: runs, batches, failures and events, each change guarded and recorded."""
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -9,8 +9,9 @@ from sqlalchemy import Connection, delete, insert, select, update
 from embatch.errors import JournalError, NotFoundError, TransitionRefusedError
 from embatch.journal.batches import BatchTable
 from embatch.journal.database import Database
+from embatch.journal.entries import cancel_batches, enter_adopted
 from embatch.journal.leases import LeaseTable
-from embatch.journal.records import EventRecord, Failure, RunRecord
+from embatch.journal.records import AdoptedPart, EventRecord, Failure, RunRecord
 from embatch.journal.rows import record_event, run_record
 from embatch.journal.schema import events_table, failures_table, runs_table
 from embatch.types.state import RunEvent, RunState, next_run_state
@@ -50,8 +51,12 @@ class Journal:
         name: str | None = None,
         tags: Mapping[str, str] | None = None,
         priority: int = 0,
+        adopted: Sequence[AdoptedPart] = (),
     ) -> RunRecord:
-        """Enters a run in state `planning`. A run that stands already is given back as it is."""
+        """Enters a run in state `planning`. A run that stands already is given back as it is.
+
+        `adopted` are parts found in its output, entered with it as published batches.
+        """
         with self._database.write() as connection:
             found = _find_run(connection, run_id)
             if found is not None:
@@ -73,6 +78,8 @@ class Journal:
             record_event(
                 connection, run_id=run_id, at=now, kind="created", target=RunState.PLANNING
             )
+            for part in adopted:
+                enter_adopted(connection, run_id, part, now)
             return _need_run(connection, run_id)
 
     def get_run(self, name: str) -> RunRecord:
@@ -128,15 +135,27 @@ class Journal:
             return _need_run(connection, run_id)
 
     def transition_run(
-        self, run_id: str, event: RunEvent, *, expected: RunState, now: float, **facts: Any
+        self,
+        run_id: str,
+        event: RunEvent,
+        *,
+        expected: RunState,
+        now: float,
+        token: str | None = None,
+        **facts: Any,
     ) -> RunRecord:
-        """Moves a run from `expected` by `event`; TransitionRefusedError if it stands elsewhere."""
+        """Moves a run from `expected` by `event`; TransitionRefusedError if it stands elsewhere.
+
+        With `token` only under that planning lease. Cancelling voids every lease of the run and
+        cancels its unfinished batches in the same transaction.
+        """
         target = next_run_state(expected, event)
+        guard = [runs_table.c.id == run_id, runs_table.c.state == expected.value]
+        if token is not None:
+            guard.append(runs_table.c.lease_token == token)
         with self._database.write() as connection:
             changed = connection.execute(
-                update(runs_table)
-                .where(runs_table.c.id == run_id, runs_table.c.state == expected.value)
-                .values(state=target.value, updated_at=now, **facts)
+                update(runs_table).where(*guard).values(state=target.value, updated_at=now, **facts)
             )
             run = _need_run(connection, run_id)
             if changed.rowcount != 1:
@@ -146,6 +165,8 @@ class Journal:
             record_event(
                 connection, run_id=run_id, at=now, kind=event, source=expected, target=target
             )
+            if event is RunEvent.CANCELLED:
+                cancel_batches(connection, run_id, now)
             return run
 
     def delete_run(self, run_id: str) -> None:

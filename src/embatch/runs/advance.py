@@ -16,14 +16,14 @@ from embatch.errors import (
 )
 from embatch.journal.leases import Claim
 from embatch.journal.records import BatchRecord, Failure, NewBatch
-from embatch.providers.base import RemoteStatus
+from embatch.providers.base import RemoteBatch, RemoteStatus
 from embatch.runs import collect, copies
 from embatch.runs.collect import MAX_ATTEMPTS, RETRY_DELAY_S, child_batch, clear_away, keep_failures
 from embatch.runs.context import RunContext
 from embatch.runs.outcomes import After, Done, Now, Outcome, Stuck
 from embatch.runs.step import Step
 from embatch.types.embedding import RowError
-from embatch.types.state import BatchEvent, BatchState, JobState
+from embatch.types.state import BatchEvent, BatchState, JobState, RunState
 
 REFUSED = "refused"
 """Error code of a batch that the service refused because of what is in it."""
@@ -82,15 +82,24 @@ def _submit(step: Step) -> Outcome:
             items=batch.items,
             priority=context.run().priority,
         )
+    except (RateLimitError, ProviderUnavailableError):
+        step.move(BatchEvent.SUBMIT_DEFERRED)  # surely without effect: it costs no attempt
+        raise
     except InvalidRequestError as error:
         step.move(BatchEvent.SUBMIT_REFUSED, error_code=REFUSED, error=str(error))
         return Now()
     except IndeterminateError as error:
         return After(seconds=RETRY_DELAY_S, reason="unavailable", detail=str(error))
     context.checkpoint("submit.done")
-    step.move(BatchEvent.SUBMIT_CONFIRMED, remote_name=remote.name)
+    _confirm(step, remote)
     context.checkpoint("submit.journaled")
     return After(seconds=poll_interval(step.batch, context))
+
+
+def _confirm(step: Step, remote: RemoteBatch) -> None:
+    step.move(BatchEvent.SUBMIT_CONFIRMED, remote_name=remote.name)
+    if step.context.run().state is RunState.CANCELLED:  # while the submission was under way
+        step.context.provider.cancel(remote.name)
 
 
 def _find(step: Step) -> Outcome:
@@ -98,7 +107,7 @@ def _find(step: Step) -> Outcome:
     context, batch = step.context, step.batch
     remote = context.provider.find(str(batch.label))
     if remote is not None:
-        step.move(BatchEvent.SUBMIT_CONFIRMED, remote_name=remote.name)
+        _confirm(step, remote)
         return Now()
     settled_at = (batch.submitted_at or 0.0) + context.provider.limits.settle_s
     if batch.absences < 1 or context.now() < settled_at:
@@ -124,7 +133,7 @@ def _poll(step: Step) -> Outcome:
         context.checkpoint("results.ready")
         return Now()
     if status.done:
-        event = _ENDINGS.get(JobState(status.state), BatchEvent.JOB_FAILED)
+        event = _ENDINGS.get(status.state, BatchEvent.JOB_FAILED)
         step.move(
             event,
             error_code=REFUSED if status.refused else event.value,
@@ -195,7 +204,11 @@ def _counts(status: RemoteStatus) -> dict[str, int]:
     return {"succeeded": status.progress.succeeded, "failed": status.progress.failed}
 
 
-_ENDINGS = {
+def _quarantined(step: Step) -> Outcome:
+    return Stuck(error=f"batch {step.batch.number} is quarantined: {step.batch.error}")
+
+
+_ENDINGS: dict[str, BatchEvent] = {
     JobState.FAILED: BatchEvent.JOB_FAILED,
     JobState.EXPIRED: BatchEvent.JOB_EXPIRED,
     JobState.CANCELLED: BatchEvent.JOB_CANCELLED,
@@ -209,6 +222,7 @@ _STEPS: dict[BatchState, Callable[[Step], Outcome]] = {
     BatchState.SUBMITTED: _poll,
     BatchState.READY: _collect,
     BatchState.COLLECTED: _publish,
+    BatchState.QUARANTINED: _quarantined,
     BatchState.FAILED: _give_way,
     BatchState.EXPIRED: _give_way,
     BatchState.CANCELLED: _give_way,

@@ -41,6 +41,11 @@ def collect_results(step: Step) -> Outcome:
         try:
             for block in context.provider.results(str(batch.remote_name)):
                 join.add(block)
+        except NotFoundError:
+            if context.provider.limits.billed:
+                raise
+            step.move(BatchEvent.INPUT_LOST, remote_name=None, input_ref=None)
+            return Now()
         except AlignmentError as error:
             step.move(BatchEvent.MISALIGNED, error=str(error))
             return Stuck(error=f"batch {batch.number} is quarantined: {error}")
@@ -73,26 +78,33 @@ def finish_part(
     batch, context = step.batch, step.context
     good = np.ones(batch.items, dtype=bool)
     good[list(errors)] = False
-    part = write_part(step, stage, matrix, good) if good.any() else None
-    context.checkpoint("part.written")
-    again = sorted(
-        index for index, error in errors.items() if error.transient and batch.attempt < MAX_ATTEMPTS
-    )
-    children = [child_batch(step, again, attempt=batch.attempt)] if again else []
-    failures = keep_failures(step, {i: e for i, e in errors.items() if i not in set(again)})
     facts: dict[str, Any] = counts | {"succeeded": int(good.sum()), "failed": len(errors)}
-    moved = step.move(
-        BatchEvent.COLLECTED, children=children, failures=failures, **facts, **_part_facts(part)
-    )
+    if batch.part_sha256 is None:
+        facts |= _others(step, errors)
+    # A part that was lost after it was journaled has its children and failures entered already.
+    if not good.any():
+        context.checkpoint("part.none")
+        clear_away(step.move(BatchEvent.GAVE_WAY, finished_at=context.now(), **facts))
+        return Done()
+    part = write_part(step, stage, matrix, good)
+    context.checkpoint("part.written")
+    step.move(BatchEvent.COLLECTED, **facts, **_part_facts(part))
     context.checkpoint("part.journaled")
-    if part is None:
-        return _yielded_nothing(moved)
     return Now()
 
 
-def _part_facts(part: FinishedPart | None) -> dict[str, Any]:
-    if part is None:
-        return {}
+def _others(step: Step, errors: Mapping[int, RowError]) -> dict[str, Any]:
+    """The rows that have no vector: as a child batch to try again, and as failures."""
+    attempt = step.batch.attempt
+    again = sorted(i for i, error in errors.items() if error.transient and attempt < MAX_ATTEMPTS)
+    for_good = {i: error for i, error in errors.items() if i not in set(again)}
+    return {
+        "children": [child_batch(step, again, attempt=attempt)] if again else [],
+        "failures": keep_failures(step, for_good),
+    }
+
+
+def _part_facts(part: FinishedPart) -> dict[str, Any]:
     return {
         "part_temp": part.temp_name,
         "part_sha256": part.sha256,
@@ -101,12 +113,6 @@ def _part_facts(part: FinishedPart | None) -> dict[str, Any]:
         "part_row_min": part.row_min,
         "part_row_max": part.row_max,
     }
-
-
-def _yielded_nothing(step: Step) -> Outcome:
-    step.move(BatchEvent.GAVE_WAY, finished_at=step.context.now())
-    clear_away(step)
-    return Done()
 
 
 def write_part(step: Step, stage: StageFile, matrix: Matrix, good: Any) -> FinishedPart:
@@ -161,7 +167,8 @@ def keep_failures(step: Step, errors: Mapping[int, RowError]) -> list[Failure]:
         return []
     indices = sorted(errors)
     items = step.stage().take(indices)
-    write_stage(step.context.paths.work / kept_name(step.batch.number), items)
+    name = f"failed/{step.batch.number:05d}-{step.token}.arrow"
+    write_stage(step.context.paths.work / name, items)
     return [
         Failure(
             row=row,
@@ -171,16 +178,12 @@ def keep_failures(step: Step, errors: Mapping[int, RowError]) -> list[Failure]:
             attempts=max(1, step.batch.attempt),
             batch_id=step.batch.id,
             kept=True,
+            kept_in=name,
         )
         for index, row, key in zip(
             indices, items["row"].to_pylist(), items["key"].to_pylist(), strict=True
         )
     ]
-
-
-def kept_name(number: int) -> str:
-    """Where the texts of a batch's failed rows stay until `forget`, below the work folder."""
-    return f"failed/{number:05d}.arrow"
 
 
 def publish(step: Step) -> Outcome:
@@ -203,6 +206,7 @@ def clear_away(step: Step) -> None:
     batch, context = step.batch, step.context
     if batch.kind == "embed":
         context.provider.discard(batch.remote_name, batch.input_ref)
+        step.note(cleared_at=context.now())
     step.stage().path.unlink(missing_ok=True)
     context.checkpoint("batch.cleared")
 

@@ -1,5 +1,6 @@
 """Rows whose text stands elsewhere: they take the vector, or the failure, of its first row."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from embatch.datasets.parts import part_rows, part_vectors_at
 from embatch.datasets.stage import StageFile
+from embatch.errors import StorageError
 from embatch.journal.records import Failure
 from embatch.runs.collect import finish_part, gathered
 from embatch.runs.outcomes import After, Now, Outcome
@@ -27,6 +29,11 @@ def wait_for_owners(step: Step) -> Outcome:
     missing = owners
     for part in _parts_of(step, owners):
         missing = missing[~np.isin(missing, part_rows(part))]
+    if len(missing) and step.batch.kind == "reused":
+        raise StorageError(
+            f"{step.context.config.reuse} holds row {missing[0]} no longer, whose vector this run "
+            "takes over: put the output back, or start a new one without --reuse"
+        )
     failed = step.context.journal.failures_among(step.batch.run_id, missing.tolist())
     if len(failed) < len(missing):
         return After(seconds=OWNERS_PENDING_S, reason="owners")
@@ -39,9 +46,10 @@ def collect_copies(step: Step) -> Outcome:
     batch, context = step.batch, step.context
     stage = step.stage()
     wanted = _owner_rows(stage)
-    owners, places = np.unique(wanted, return_inverse=True)
+    owners, firsts, places = np.unique(wanted, return_index=True, return_inverse=True)
+    texts = stage.take(firsts)["text_sha256"].to_pylist()
     with gathered(context.paths.work, step.token, len(owners), context.space.dims) as matrix:
-        found = _find_owners(step, owners, matrix)
+        found = _find_owners(step, owners, texts, matrix)
         failed = context.journal.failures_among(batch.run_id, owners[~found].tolist())
         errors = {
             int(index): _error_of(failed[int(wanted[index])])
@@ -75,12 +83,15 @@ def _parts_of(step: Step, owners: NDArray[np.int64]) -> list[Path]:
     return [context.paths.parts / str(part.part) for part in parts]
 
 
-def _find_owners(step: Step, owners: NDArray[np.int64], into: Matrix) -> NDArray[np.bool_]:
+def _find_owners(
+    step: Step, owners: NDArray[np.int64], texts: Sequence[bytes], into: Matrix
+) -> NDArray[np.bool_]:
     """Which of the sorted `owners` have a vector; `into` takes it at the owner's place."""
     found = np.zeros(len(owners), dtype=bool)
     for part in _parts_of(step, owners):
         open_places = np.flatnonzero(~found)
-        here, matrix = part_vectors_at(part, owners[open_places])
+        digests = [texts[place] for place in open_places.tolist()]
+        here, matrix = part_vectors_at(part, owners[open_places], digests)
         places = open_places[here]
         found[places] = True
         into[places] = matrix

@@ -4,19 +4,19 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from embatch.datasets.output import OutputPaths
 from embatch.datasets.stage import StageFile, write_stage
-from embatch.errors import InvalidRequestError
+from embatch.errors import InvalidRequestError, NotFoundError, StorageError
 from embatch.journal.records import BatchRecord, NewBatch
 from embatch.journal.store import Journal
 from embatch.providers.base import Provider
-from embatch.runs.collect import kept_name
-from embatch.runs.finish import clear_work
-from embatch.types.state import FINAL_RUN_STATES, RunEvent, RunState
+from embatch.runs.finish import clear_work, reopen_manifest
+from embatch.types.state import FINAL_RUN_STATES, BatchState, RunEvent, RunState
 
 
 def cancel_run(
@@ -27,14 +27,22 @@ def cancel_run(
     What is written stays. `open_provider` is called only when something must be stopped there.
     """
     run = journal.get_run(run_id)
-    if run.state in FINAL_RUN_STATES:
+    if run.state in FINAL_RUN_STATES and run.state is not RunState.CANCELLED:
         raise InvalidRequestError(f"run {run.id} is {run.state}: there is nothing to cancel")
-    journal.transition_run(run.id, RunEvent.CANCELLED, expected=run.state, now=now, finished_at=now)
-    remote = [batch for batch in journal.batches.cancel_all(run.id, now=now) if batch.remote_name]
+    if run.state is not RunState.CANCELLED:
+        journal.transition_run(
+            run.id, RunEvent.CANCELLED, expected=run.state, now=now, finished_at=now
+        )
+    remote = [
+        batch
+        for batch in journal.batches.walk(run.id, states=[BatchState.CANCELLED])
+        if batch.remote_name is not None and batch.cleared_at is None
+    ]
     if remote:
         provider = open_provider()
         for batch in remote:
-            provider.cancel(str(batch.remote_name))
+            with suppress(NotFoundError):  # it ended by itself
+                provider.cancel(str(batch.remote_name))
 
 
 def retry_run(journal: Journal, run_id: str, *, now: float) -> int:
@@ -45,23 +53,28 @@ def retry_run(journal: Journal, run_id: str, *, now: float) -> int:
             f"run {run.id} is {run.state}: only a run that ended with failed rows can retry them"
         )
     work = OutputPaths.for_out(run.out).work
-    kept = [failure for failure in journal.failures(run.id) if failure.kept]
-    kept.sort(key=lambda failure: failure.batch_id or 0)
+    kept = [failure for failure in journal.failures(run.id) if failure.kept_in is not None]
+    kept.sort(key=lambda failure: (failure.kept_in, failure.row))
     batches: list[NewBatch] = []
-    for batch_id, failures in groupby(kept, key=lambda failure: failure.batch_id):
-        origin = journal.batches.get(int(batch_id or 0))
+    files: list[Path] = []
+    for name, group in groupby(kept, key=lambda failure: str(failure.kept_in)):
+        failures = list(group)
+        origin = journal.batches.get(int(failures[0].batch_id or 0))
         rows = np.array([failure.row for failure in failures])
-        items = pa.Table.from_batches(StageFile(work / kept_name(origin.number)).read())
+        items = pa.Table.from_batches(StageFile(work / name).read())
         wanted = items.filter(pa.array(np.isin(items["row"].to_numpy(), rows)))
-        name = f"stage/retry-{origin.number:05d}-{secrets.token_hex(4)}.arrow"
-        write_stage(work / name, wanted)
-        batches.append(_retry_batch(origin, wanted, name))
+        if wanted.num_rows != len(rows):
+            raise StorageError(f"{work / name} keeps {wanted.num_rows} of {len(rows)} failed texts")
+        stage = f"stage/retry-{origin.number:05d}-{secrets.token_hex(4)}.arrow"
+        write_stage(work / stage, wanted)
+        batches.append(_retry_batch(origin, wanted, stage))
+        files.append(work / name)
     if not batches:
         return 0
+    reopen_manifest(OutputPaths.for_out(run.out))
     journal.batches.add_retries(run.id, batches, rows=[failure.row for failure in kept], now=now)
-    for batch in batches:
-        origin = journal.batches.get(int(batch.parent_id or 0))
-        (work / kept_name(origin.number)).unlink(missing_ok=True)
+    for file in files:
+        file.unlink(missing_ok=True)
     return len(kept)
 
 
@@ -81,13 +94,32 @@ def _retry_batch(origin: BatchRecord, items: pa.Table, stage: str) -> NewBatch:
     )
 
 
-def forget_run(journal: Journal, run_id: str) -> None:
-    """Removes a run that has ended from the journal, and every text that it kept."""
+def forget_run(journal: Journal, run_id: str, open_provider: Callable[[], Provider]) -> None:
+    """Removes a run that has ended from the journal, and every text that it kept.
+
+    `open_provider` is called only when something of the run may still lie at the provider.
+    """
     run = journal.get_run(run_id)
     if run.state not in FINAL_RUN_STATES:
         raise InvalidRequestError(f"run {run.id} is {run.state}: cancel it first, then forget it")
+    left = [
+        batch
+        for batch in journal.batches.walk(run.id)
+        if batch.label is not None and batch.cleared_at is None
+    ]
+    if left:
+        provider = open_provider()
+        for batch in left:
+            remote = batch.remote_name or _name_of(provider, str(batch.label))
+            provider.discard(remote, batch.input_ref)
     clear_work(OutputPaths.for_out(run.out).work, everything=True)
     journal.delete_run(run.id)
+
+
+def _name_of(provider: Provider, label: str) -> str | None:
+    """The remote batch of a submission whose answer was never journaled."""
+    found = provider.find(label)
+    return None if found is None else found.name
 
 
 def take_back(journal: Journal, run_id: str) -> None:

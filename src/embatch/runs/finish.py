@@ -2,25 +2,29 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from embatch.datasets.assemble import assemble_npy, assemble_parquet
 from embatch.datasets.manifest import Manifest, PartEntry
-from embatch.datasets.output import write_failures
+from embatch.datasets.output import OutputPaths, write_failures
 from embatch.datasets.vector_file import part_schema
 from embatch.errors import TransitionRefusedError
 from embatch.journal.store import Journal
 from embatch.runs.context import RunContext
 from embatch.runs.planning import open_run_source
-from embatch.types.state import FINAL_RUN_STATES, BatchState, RunEvent, RunState
+from embatch.types.state import FINAL_BATCH_STATES, FINAL_RUN_STATES, BatchState, RunEvent, RunState
 
-SCRATCH = ("stage", "digest", "copies")
+SCRATCH = ("stage", "digest", "copies", "reused")
 """Folders below the work folder that a finished run does not need."""
 
 
-def finish_run(context: RunContext) -> None:
-    """Brings the output into its last form and closes the run. May be redone after a crash."""
+def finish_run(context: RunContext, token: str) -> None:
+    """Brings the output into its last form and closes the run, under its planning lease.
+
+    May be redone after a crash.
+    """
     run, journal, paths = context.run(), context.journal, context.paths
     counts = journal.batches.counts(run.id)
     write_failures(paths.failures, _failure_lines(context))
@@ -44,17 +48,42 @@ def finish_run(context: RunContext) -> None:
         parts=parts,
     ).save(paths.manifest)
     context.checkpoint("finish.manifest")
+    _clear_remains(context)
     event = RunEvent.COMPLETED_WITH_FAILURES if counts.failed else RunEvent.COMPLETED
     journal.transition_run(
-        run.id, event, expected=RunState.RUNNING, now=context.now(), finished_at=context.now()
+        run.id,
+        event,
+        expected=RunState.RUNNING,
+        now=context.now(),
+        token=token,
+        finished_at=context.now(),
     )
     context.checkpoint("finish.journaled")
-    for leftover in paths.parts.glob(".part-*.tmp"):  # of steps that died while writing
-        leftover.unlink(missing_ok=True)
-    clear_work(paths.work, everything=not counts.failed)
-    if paths.single_file is not None and not counts.failed:
-        for part in parts:
-            (paths.parts / part.name).unlink(missing_ok=True)
+    if not counts.failed:
+        tidy_output(paths)
+
+
+def _clear_remains(context: RunContext) -> None:
+    """Removes what steps left that died before their end: remote batches, stages, half parts."""
+    for batch in context.journal.batches.walk(context.run_id, states=FINAL_BATCH_STATES):
+        if batch.label is not None and batch.cleared_at is None:
+            context.provider.discard(batch.remote_name, batch.input_ref)
+    for half in context.paths.parts.glob(".part-*.tmp"):
+        half.unlink(missing_ok=True)
+    clear_work(context.paths.work, everything=False)
+
+
+def reopen_manifest(paths: OutputPaths) -> None:
+    """Says of a complete output that work on it goes on."""
+    replace(Manifest.load(paths.manifest), finished_at=None, parts=()).save(paths.manifest)
+
+
+def tidy_output(paths: OutputPaths) -> None:
+    """Leaves of a complete output what its user asked for. May be redone."""
+    clear_work(paths.work, everything=True)
+    if paths.single_file is not None:
+        for part in paths.parts.glob("part-*.parquet"):
+            part.unlink(missing_ok=True)
 
 
 def clear_work(work: Path, *, everything: bool) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from embatch.datasets.digests import Digest, read_digest
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.parts import part_rows
-from embatch.datasets.source import Position, Source, SourceBlock, open_source
+from embatch.datasets.source import Position, Source, open_source
 from embatch.datasets.stage import CopySpool, write_stage
 from embatch.errors import InputError
 from embatch.journal.records import Failure, NewBatch
@@ -32,6 +32,8 @@ from embatch.types.batch import Limits
 from embatch.types.state import BatchState, RunEvent, RunState
 
 Phase = Literal["digest", "stage", "copies", "merge"]
+MAX_WAITING_FAILURES = 4096
+"""Rows without a text that are journaled at once."""
 ELSEWHERE: tuple[Elsewhere, ...] = ("copies", "reused")
 """Kinds of rows whose vector need not be bought."""
 
@@ -45,8 +47,8 @@ class Plan:
     """Where the source is read on."""
     runs: dict[str, int] = field(default_factory=dict)
     """Sorted runs of rows with a vector elsewhere that are safe on disk, by kind."""
-    groups: dict[str, int] = field(default_factory=dict)
-    """Batches of such rows already entered, by kind."""
+    taken: dict[str, int] = field(default_factory=dict)
+    """Such rows that are in batches already, by kind."""
 
     @classmethod
     def of(cls, context: RunContext) -> "Plan":
@@ -102,13 +104,25 @@ def _save(
     )
 
 
-def _digest(context: RunContext, token: str, _stopping: Callable[[], bool]) -> None:
+class _Stopped(Exception):  # noqa: N818 - no error: a person or a timeout asked for it
+    """The first reading was given up."""
+
+
+def _digest(context: RunContext, token: str, stopping: Callable[[], bool]) -> None:
     folder = context.paths.work / "digest"
     shutil.rmtree(folder, ignore_errors=True)
     context.checkpoint("plan.digest")
     reuse = context.config.reuse
     old = None if reuse is None else old_records(reuse)
-    digest = read_digest(open_run_source(context), folder, reuse=old)
+
+    def look_up(_rows: int) -> None:
+        if stopping():
+            raise _Stopped
+
+    try:
+        digest = read_digest(open_run_source(context), folder, reuse=old, on_progress=look_up)
+    except _Stopped:
+        return
     context.checkpoint("plan.digested")
     context.journal.update_run(context.run_id, now=context.now(), rows=digest.rows)
     _save(context, token, Plan(phase="stage"))
@@ -130,20 +144,25 @@ def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> Non
     chooser = _chooser(context)
     cutter = Cutter(batch_limits(context))
     empties: list[Failure] = []
-    blocks: list[SourceBlock] = []
+    places: list[Position] = []
+    end = plan.start() or Position()
     for block in source.read(plan.start()):
-        blocks.append(block)
+        places.append(block.first)
+        end = block.end
         table, empty = chooser.to_embed(block.first_row, block.batch)
         empties += empty
         for cut in cutter.add(table):
-            position = _position_of(cutter.first_waiting_row, blocks)
+            position = _place_before(cutter.first_waiting_row, places, end)
             plan = _stage_cut(context, token, plan, cut, position, empties)
-            empties = [failure for failure in empties if failure.row >= position.row]
-            blocks = [block for block in blocks if block.end.row > position.row]
+            empties = []
             if stopping():
                 return
+        if len(empties) >= MAX_WAITING_FAILURES:  # may come again after a restart; once is enough
+            _save(context, token, plan, failures=empties)
+            empties = []
+        places = places if cutter.first_waiting_row is not None else []
     for cut in cutter.rest():
-        plan = _stage_cut(context, token, plan, cut, blocks[-1].end, empties)
+        plan = _stage_cut(context, token, plan, cut, end, empties)
         empties = []
     digest = Digest.load(context.paths.work / "digest")
     phase: Phase = "copies" if digest.copy_rows or digest.reused_rows else "merge"
@@ -151,12 +170,13 @@ def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> Non
     context.checkpoint("plan.staged")
 
 
-def _position_of(row: int | None, blocks: list[SourceBlock]) -> Position:
-    """The place before `row`, which one of `blocks` holds; after the last one for None."""
+def _place_before(row: int | None, places: list[Position], end: Position) -> Position:
+    """The place before `row`, which lies after the last of `places` at or below it."""
     if row is None:
-        return blocks[-1].end
-    block = next(block for block in reversed(blocks) if block.first_row <= row)
-    return block.position_at(row - block.first_row)
+        return end
+    place = next(place for place in reversed(places) if place.row <= row)
+    offset = row - place.row
+    return replace(place, input_row=place.input_row + offset, row=row)
 
 
 def _stage_cut(
@@ -182,8 +202,7 @@ def _stage_cut(
         tokens_estimated=cut.tokens,
         text_bytes=cut.text_bytes,
     )
-    ripe = [failure for failure in empties if failure.row < position.row]
-    _save(context, token, plan, [batch], ripe)
+    _save(context, token, plan, [batch], empties)
     context.checkpoint("stage.journaled")
     return plan
 
@@ -218,14 +237,15 @@ def _merge_copies(context: RunContext, token: str, stopping: Callable[[], bool])
     plan = Plan.of(context)
     items = batch_limits(context).max_batch_items
     for kind in ELSEWHERE:
-        entered = plan.groups.get(kind, 0)
-        for number, group in enumerate(_spool(context, plan, kind).merge(items)):
-            if number >= entered:
-                plan = replace(plan, groups={**plan.groups, kind: number + 1})
-                _save(context, token, plan, [_stage_group(context, token, kind, number, group)])
-                context.checkpoint("copies.journaled")
-                if stopping():
-                    return
+        spool = _spool(context, plan, kind)
+        for group in spool.merge(items, skip_rows=plan.taken.get(kind, 0)):
+            first = plan.taken.get(kind, 0)
+            batch = _stage_group(context, token, kind, first, group)
+            plan = replace(plan, taken={**plan.taken, kind: first + group.num_rows})
+            _save(context, token, plan, [batch])
+            context.checkpoint("copies.journaled")
+            if stopping():
+                return
     context.journal.transition_run(
         context.run_id, RunEvent.PLANNED, expected=RunState.PLANNING, now=context.now()
     )
@@ -233,10 +253,10 @@ def _merge_copies(context: RunContext, token: str, stopping: Callable[[], bool])
 
 
 def _stage_group(
-    context: RunContext, token: str, kind: Elsewhere, number: int, group: pa.Table
+    context: RunContext, token: str, kind: Elsewhere, first: int, group: pa.Table
 ) -> NewBatch:
     owners, rows = group["owner_row"].to_numpy(), group["row"].to_numpy()
-    name = f"stage/{kind}-{number:06d}-{token}.arrow"
+    name = f"stage/{kind}-{first:012d}-{token}.arrow"
     write_stage(context.paths.work / name, group)
     context.checkpoint("copies.staged")
     return NewBatch(

@@ -1,7 +1,6 @@
 """An earlier output of the same space, whose vectors serve equal texts."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 from embatch.datasets.columnar import open_parquet
@@ -34,7 +33,6 @@ def old_records(old_out: str) -> Iterator[Records]:
                 yield digest_records(batch["text_sha256"], batch["row"].to_numpy())
 
 
-@lru_cache(maxsize=8)
 def _ranges(old_out: str) -> tuple[tuple[Path, int, int], ...]:
     ranges = []
     for path in output_files(OutputPaths.for_out(old_out)):

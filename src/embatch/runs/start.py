@@ -1,21 +1,28 @@
 """Starts a run, or finds the one that its output already is."""
 
+import logging
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
+from embatch.datasets.ownership import OutputLock
 from embatch.datasets.parts import check_part, part_number
 from embatch.datasets.source import Source
 from embatch.errors import InvalidRequestError, SpaceMismatchError
 from embatch.journal.records import AdoptedPart, RunRecord
 from embatch.journal.store import Journal, new_run_id
 from embatch.runs.config import RunConfig
+from embatch.runs.finish import tidy_output
 from embatch.runs.reuse import require_reusable
 from embatch.types.embedding import Space
 from embatch.types.state import RunEvent, RunState
+
+log = logging.getLogger("embatch.runs")
 
 RESUMABLE = (RunState.FAILED, RunState.CANCELLED)
 BLOCKED = (RunState.PARKED, RunState.NEEDS_PERSON, RunState.OVER_BUDGET)
@@ -41,24 +48,38 @@ def start_run(
     if config.reuse is not None:
         require_reusable(config.reuse, space)
     wanted = Manifest.new(
-        run_id=new_run_id(), space=space, source=source, reuse=config.reuse, created_at=now
+        run_id=new_run_id(),
+        space=space,
+        source=source,
+        reuse=config.reuse,
+        created_at=now,
+        journal_id=journal.id,
     )
     manifest = _claim_output(paths, wanted)
     known = journal.find_run(manifest.run_id)
-    run = journal.create_run(
-        run_id=manifest.run_id,
-        out=str(paths.out),
-        config=config.to_json(),
-        space=space.to_json(),
-        now=now,
-        name=name,
-        tags=tags,
-        priority=priority,
-    )
     if known is None:
-        if manifest is not wanted:
-            _adopt_parts(journal, run, paths, space, now)
-        return journal.get_run(run.id)
+        with ExitStack() as stack:
+            adopted: list[AdoptedPart] = []
+            if manifest is not wanted:
+                stack.enter_context(OutputLock(paths.parts, exclusive=True))
+                adopted = _sound_parts(paths, space)
+                replace(manifest, journal_id=journal.id, finished_at=None, parts=()).save(
+                    paths.manifest
+                )
+            return journal.create_run(
+                run_id=manifest.run_id,
+                out=str(paths.out),
+                config=config.to_json(),
+                space=space.to_json(),
+                now=now,
+                name=name,
+                tags=tags,
+                priority=priority,
+                adopted=adopted,
+            )
+    run = known
+    if run.state is RunState.COMPLETED:
+        tidy_output(paths)
     changed = {"config": config.to_json(), "priority": priority or run.priority}
     if name is not None:
         changed["name"] = name
@@ -125,18 +146,14 @@ def _refuse_foreign(paths: OutputPaths) -> None:
         )
 
 
-def _adopt_parts(
-    journal: Journal, run: RunRecord, paths: OutputPaths, space: Space, now: float
-) -> None:
-    """Takes over the parts of an output whose journal is gone; a broken one is set aside."""
+def _sound_parts(paths: OutputPaths, space: Space) -> list[AdoptedPart]:
+    """The parts of an output whose journal is gone; a broken one is set aside."""
     adopted: list[AdoptedPart] = []
     for path in sorted(paths.parts.glob("part-*.parquet")):
         report = check_part(path, dims=space.dims, normalized=space.normalized)
         if report.problems:
             path.rename(path.with_name(f".rejected-{path.name}"))
-            journal.add_event(
-                run.id, "part_rejected", now=now, data={"part": path.name, "why": report.problems}
-            )
+            log.warning("%s is not sound and was set aside: %s", path.name, report.problems[0])
             continue
         adopted.append(
             AdoptedPart(
@@ -150,4 +167,4 @@ def _adopt_parts(
                 row_max=report.row_max,
             )
         )
-    journal.batches.add_adopted(run.id, adopted, now=now)
+    return adopted

@@ -34,5 +34,6 @@ class Step:
 
     def label(self, attempt: int) -> str:
         """What the remote job of this attempt is called, and no other anywhere."""
-        batch = self.batch
-        return f"embatch:{self.context.journal.id}:{batch.run_id}:{batch.number}:{attempt}"
+        batch, journal_id = self.batch, self.context.journal.id
+        nonce = self.context.chance.randbytes(4).hex()  # a forgotten run's numbers come again
+        return f"embatch:{journal_id}:{batch.run_id}:{batch.number}:{attempt}:{nonce}"

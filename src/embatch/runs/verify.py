@@ -20,6 +20,8 @@ ZERO_VECTOR = RowError(
     code="zero_vector", message="the vector is all zeros and has no direction", transient=True
 )
 
+MAX_DIGITS = 12
+"""More than the index of any item has."""
 UNIT_TOLERANCE = 1e-5
 """Vectors so near to length 1 stay as they came, to the bit."""
 
@@ -82,7 +84,9 @@ class Join:
         if not all(key.startswith(prefix) for key in keys):
             raise AlignmentError("the results hold a key of another batch")
         digits = [key[start:] for key in keys]
-        if not all(part.isascii() and part.isdigit() for part in digits):
+        if not all(
+            len(part) <= MAX_DIGITS and part.isascii() and part.isdigit() for part in digits
+        ):
             raise AlignmentError("the results hold a key that this batch never had")
         places = np.array(digits, dtype=np.int64) if digits else np.empty(0, dtype=np.int64)
         if len(places) and int(places.max()) >= self._items:

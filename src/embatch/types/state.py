@@ -62,6 +62,7 @@ class BatchEvent(StrEnum):
     SUBMIT_INTENDED = "submit_intended"
     SUBMIT_CONFIRMED = "submit_confirmed"
     SUBMIT_REFUSED = "submit_refused"
+    SUBMIT_DEFERRED = "submit_deferred"
     HELD_ABSENT = "held_absent"
     RESULTS_READY = "results_ready"
     OWNERS_FINAL = "owners_final"
@@ -88,6 +89,7 @@ BATCH_TRANSITIONS: Final[dict[tuple[BatchState, BatchEvent], BatchState]] = {
     (_S.UPLOADED, _E.INPUT_LOST): _S.PLANNED,
     (_S.SUBMITTING, _E.SUBMIT_CONFIRMED): _S.SUBMITTED,
     (_S.SUBMITTING, _E.SUBMIT_REFUSED): _S.FAILED,
+    (_S.SUBMITTING, _E.SUBMIT_DEFERRED): _S.UPLOADED,
     (_S.SUBMITTING, _E.HELD_ABSENT): _S.PLANNED,
     (_S.SUBMITTED, _E.RESULTS_READY): _S.READY,
     (_S.SUBMITTED, _E.JOB_FAILED): _S.FAILED,
@@ -96,11 +98,12 @@ BATCH_TRANSITIONS: Final[dict[tuple[BatchState, BatchEvent], BatchState]] = {
     (_S.SUBMITTED, _E.INPUT_LOST): _S.PLANNED,
     (_S.PLANNED, _E.OWNERS_FINAL): _S.READY,
     (_S.READY, _E.COLLECTED): _S.COLLECTED,
+    (_S.READY, _E.GAVE_WAY): _S.SPLIT,
+    (_S.READY, _E.INPUT_LOST): _S.PLANNED,
     (_S.READY, _E.MISALIGNED): _S.QUARANTINED,
     (_S.READY, _E.JOB_FAILED): _S.FAILED,
     (_S.COLLECTED, _E.PUBLISHED): _S.PUBLISHED,
     (_S.COLLECTED, _E.PART_LOST): _S.READY,
-    (_S.COLLECTED, _E.GAVE_WAY): _S.SPLIT,
     (_S.QUARANTINED, _E.AUDIT_PASSED): _S.READY,
     (_S.QUARANTINED, _E.GAVE_WAY): _S.SPLIT,
     (_S.FAILED, _E.GAVE_WAY): _S.SPLIT,

@@ -63,7 +63,7 @@ def test_a_changed_input_is_a_difference(manifest):
 
 def test_what_does_not_make_another_run_is_no_difference(manifest):
     """Run id, times and counts may differ."""
-    other = replace(manifest, run_id="r2", created_at=5.0, reuse="old", counts={"rows": 9})
+    other = replace(manifest, run_id="r2", created_at=5.0, journal_id="j2", counts={"rows": 9})
     assert manifest.difference(other) is None
 
 

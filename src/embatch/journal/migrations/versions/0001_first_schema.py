@@ -127,6 +127,7 @@ def _create_tables() -> None:
         sa.Column("updated_at", sa.Float(), nullable=False),
         sa.Column("submitted_at", sa.Float(), nullable=True),
         sa.Column("finished_at", sa.Float(), nullable=True),
+        sa.Column("cleared_at", sa.Float(), nullable=True),
         sa.Column("lease_owner", sa.Text(), nullable=True),
         sa.Column("lease_token", sa.String(length=32), nullable=True),
         sa.Column("lease_expires_at", sa.Float(), nullable=True),
@@ -173,6 +174,7 @@ def _create_tables() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("batch_id", _BIG, nullable=True),
         sa.Column("kept", sa.Boolean(), nullable=False),
+        sa.Column("kept_in", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(["run_id"], ["runs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "row"),
     )
