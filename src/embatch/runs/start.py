@@ -13,7 +13,7 @@ from embatch.datasets.output import OutputPaths
 from embatch.datasets.ownership import OutputLock
 from embatch.datasets.parts import check_part, part_number
 from embatch.datasets.source import Source
-from embatch.errors import InvalidRequestError, SpaceMismatchError
+from embatch.errors import InvalidRequestError, SpaceMismatchError, TransitionRefusedError
 from embatch.journal.records import AdoptedPart, RunRecord
 from embatch.journal.store import Journal, new_run_id
 from embatch.runs.config import RunConfig
@@ -95,15 +95,18 @@ def wake_run(journal: Journal, run_id: str, *, now: float) -> RunRecord:
     if run.state in RESUMABLE:
         journal.batches.reset_attempts(run.id, now=now)
     if run.state in RESUMABLE or run.state in BLOCKED:
-        return journal.transition_run(
-            run.id,
-            RunEvent.RESUMED,
-            expected=run.state,
-            now=now,
-            error_code=None,
-            error=None,
-            finished_at=None,
-        )
+        try:
+            return journal.transition_run(
+                run.id,
+                RunEvent.RESUMED,
+                expected=run.state,
+                now=now,
+                error=None,
+                error_code=None,
+                finished_at=None,
+            )
+        except TransitionRefusedError:
+            return journal.get_run(run.id)  # another process woke it in this instant
     return run
 
 

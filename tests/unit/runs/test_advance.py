@@ -361,6 +361,40 @@ def test_a_part_that_vanished_is_made_again(replay: Replays) -> None:
     assert run.provider.rows_bought == ["one"]
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_crash_after_collecting_sends_failed_rows_once(replay: Replays, rows: int) -> None:
+    """A child that was entered with the first collection is not entered again with the second."""
+    texts = [f"text {n}" for n in range(rows)]
+    error = RowError(code="unavailable", message="try again", transient=True)
+
+    def spoil(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        if job.label != run.provider.submitted[0]:
+            return blocks
+        (block,) = blocks
+        return [
+            replace(
+                block,
+                keys=block.keys[1:],
+                vectors=block.vectors[1:],
+                errors=[(block.keys[0], error)],
+            )
+        ]
+
+    def lose(name: str) -> None:
+        if name == "part.journaled" and not lost:
+            for path in run.context.paths.parts.glob(".part-*"):
+                path.unlink()
+                lost.append(path)
+
+    lost: list[Path] = []
+    run = replay(FakeProvider(on_results=spoil), texts)
+    run.context = replace(run.context, checkpoint=lose)
+    run.work()
+    run.assert_right()
+    assert run.provider.rows_bought.count("text 0") == 2
+    assert run.provider.rows_bought.count("text 1") == (1 if rows > 1 else 0)
+
+
 def test_the_job_of_a_lost_local_batch_is_planned_again(replay: Replays) -> None:
     """Where nothing is billed, a batch that the service lost starts over by itself."""
     provider = FakeProvider().limited(billed=False, settle_s=0.0)
