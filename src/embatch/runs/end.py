@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from embatch.datasets.output import OutputPaths
+from embatch.datasets.ownership import LOCK_NAME
 from embatch.datasets.stage import StageFile, write_stage
 from embatch.errors import InvalidRequestError, NotFoundError, StorageError
 from embatch.journal.records import BatchRecord, NewBatch
@@ -134,6 +135,7 @@ def take_back(journal: Journal, run_id: str) -> None:
     paths = OutputPaths.for_out(run.out)
     clear_work(paths.work, everything=True)
     paths.manifest.unlink(missing_ok=True)
+    (paths.parts / LOCK_NAME).unlink(missing_ok=True)
     with suppress(OSError):  # a folder that holds other things stays
         paths.parts.rmdir()
     journal.delete_run(run.id)
