@@ -23,6 +23,7 @@ BATCH_ITEMS = 8
 ROWS = 90
 DEADLINE_S = 120
 SEED = 20_261_123
+WORDS = ("river", "engine", "winter", "market")
 
 
 class Proof:
@@ -210,3 +211,39 @@ def test_soak_kills_at_a_thousand_random_moments(tmp_path: Path) -> None:
         folder.mkdir()
         killed += kill_at_random(folder, [chance.uniform(0.2, 2.0) for _ in range(4)])
     print(f"\nkills that hit a living run: {killed} of 1000")
+
+
+@pytest.mark.engine
+def test_a_killed_run_of_the_real_engine_ends_right(tmp_path: Path) -> None:
+    """Killed while it embeds, then let end: the vectors of an uninterrupted engine, by cosine."""
+    from embatch.local.engine import Engine
+
+    texts = [f"{word} number {n}: {'and on ' * (n % 40)}" for n in range(150) for word in WORDS]
+    source = tmp_path / "texts.txt"
+    source.write_text("\n".join(texts) + "\n")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "embatch", "run", str(source), "-o", str(out)]
+    environ = {"EMBATCH_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"}
+    database = tmp_path / "home" / "service" / "service.db"
+    for _ in range(2):
+        process = subprocess.Popen(
+            [*command, "--max-batch-items", "128"], env=environ, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + DEADLINE_S
+        before = len(list(out.glob("part-*.parquet")))
+        while len(list(out.glob("part-*.parquet"))) == before and time.monotonic() < deadline:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)  # the next part is the moment of the kill
+        process.kill()
+        process.wait()
+    assert database.exists()
+    subprocess.run(command, env=environ, check=True, timeout=DEADLINE_S, capture_output=True)
+    tables = [pq.read_table(path) for path in out.glob("part-*.parquet")]
+    rows = [row for table in tables for row in table["row"].to_pylist()]
+    assert sorted(rows) == list(range(len(texts)))
+    found = np.concatenate(
+        [t["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, 384) for t in tables]
+    )
+    with Engine.open() as engine:
+        truth = engine.embed([texts[row] for row in rows]).vectors
+    assert float(np.einsum("ij,ij->i", found, truth).min()) >= 0.9999
