@@ -17,6 +17,8 @@ import pytest
 
 from embatch.testing.engine import FakeEngine
 
+pytestmark = pytest.mark.timeout(1200)
+
 KILLABLE = Path(__file__).with_name("killable.py")
 DIMS = 16
 BATCH_ITEMS = 8
@@ -180,7 +182,7 @@ def test_a_run_killed_at_twenty_random_moments_ends_right(tmp_path: Path) -> Non
     for number in range(5):
         folder = tmp_path / str(number)
         folder.mkdir()
-        killed += kill_at_random(folder, [chance.uniform(0.3, 1.6) for _ in range(4)])
+        killed += kill_at_random(folder, [chance.uniform(0.3, 1.3) for _ in range(4)])
     assert killed >= 10
 
 
