@@ -219,8 +219,8 @@ class LoggingEngine(FakeEngine):
         super().__init__(DIMS, delay_s=call_s)
         self._log = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def embed(self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None) -> Embedded:
-        made = super().embed(texts, prompt=prompt, dims=dims)
+    def embed(self, texts: Sequence[str], **options: Any) -> Embedded:
+        made = super().embed(texts, **options)
         label, _, first = texts[0].split()
         os.write(self._log, f"{os.getpid()} {label} {first} {len(texts)}\n".encode())
         return made

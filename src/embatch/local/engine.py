@@ -4,8 +4,9 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer
 from embatch.errors import ConfigError, InvalidRequestError
 from embatch.local.calibration import TEXTS
 from embatch.local.graph import Linear, build_graph, plain_linear
+from embatch.local.lanes import Lanes
 from embatch.local.models import ModelFolder, find_model
 from embatch.local.packing import Pack, pack
 from embatch.local.precision import Precision, cores, resolve_precision
@@ -39,6 +41,7 @@ class _Call:
 
     embedded: Embedded
     prompt: str
+    urgent: bool
 
 
 class Engine:
@@ -50,21 +53,25 @@ class Engine:
     def __init__(self, model: ModelFolder, precision: Precision, threads: int) -> None:
         self._folder = model
         self._precision = precision
-        self._lanes = threads
+        self._lane_count = threads
         self._lock = threading.Lock()
         # One thread of the runtime for each lane: cores that share a batch wait for each other.
-        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="embatch-engine")
-        hashed = self._workers.submit(model.check_weights)
+        self._lanes = Lanes(threads)
+        self._weights_sha256 = ""
+        hashed = self._lanes.submit(self._hash_weights)
         try:
             self._tokenizer = _load_tokenizer(model)
             compiled = _compile(model, self._tokenizer, precision, threads)
             self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
             for _ in range(threads):
                 self._requests.put(compiled.create_infer_request())
-            self._weights_sha256 = hashed.result()
+            hashed.result()
         except BaseException:
-            self._workers.shutdown()
+            self._lanes.close()
             raise
+
+    def _hash_weights(self) -> None:
+        self._weights_sha256 = self._folder.check_weights()
 
     @classmethod
     def open(
@@ -115,9 +122,17 @@ class Engine:
         """Prompt texts by task type, those the model defines."""
         return self._folder.prompts
 
-    def embed(self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None) -> Embedded:
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        dims: int | None = None,
+        urgent: bool = False,
+    ) -> Embedded:
         """Unit vectors of `texts`, in order. `dims` keeps the first values and normalises again.
 
+        An `urgent` call overtakes others between two packs, that is within tenths of a second.
         InvalidRequestError names the place of a text that is no string or not valid Unicode.
         Memory beyond the result does not grow with the number of texts.
         """
@@ -131,6 +146,7 @@ class Engine:
                 truncated=np.empty(len(texts), dtype=np.bool_),
             ),
             prompt=prompt,
+            urgent=urgent,
         )
         running: deque[list[Future[None]]] = deque()
         try:
@@ -148,7 +164,7 @@ class Engine:
     def close(self) -> None:
         """Frees the model's memory once running calls have ended. Safe to call twice."""
         with self._lock:
-            self._workers.shutdown()
+            self._lanes.close()
             self._requests = queue.SimpleQueue()
 
     def __enter__(self) -> "Engine":
@@ -174,17 +190,16 @@ class Engine:
         return [
             self._submit(call, ids, planned, start)
             for planned in pack(
-                lengths, budget=PACK_TOKENS, max_width=self.max_tokens, lanes=self._lanes
+                lengths, budget=PACK_TOKENS, max_width=self.max_tokens, lanes=self._lane_count
             )
         ]
 
     def _submit(
         self, call: _Call, ids: list[NDArray[np.int32]], planned: Pack, start: int
     ) -> Future[None]:
-        try:
-            return self._workers.submit(self._infer, call, ids, planned, start)
-        except RuntimeError:
-            raise InvalidRequestError("the engine is closed: open another one") from None
+        return self._lanes.submit(
+            partial(self._infer, call, ids, planned, start), urgent=call.urgent
+        )
 
     def _infer(self, call: _Call, ids: list[NDArray[np.int32]], planned: Pack, start: int) -> None:
         """Runs one pack and writes its vectors to their places."""

@@ -23,6 +23,7 @@ from embatch.service.files import (
     SliceResult,
     lock_batch,
 )
+from embatch.service.slices import slice_end
 from embatch.service.store import BatchStore, parse_batch
 
 CLAIM_LOOKS: Final = 64
@@ -86,7 +87,7 @@ class Claim:
         store.checkpoint("service.written")
         now = store.clock()
         ended = self._stop == self.batch.items
-        stop = min(self._stop + next_items, self.batch.items)
+        stop = slice_end(self._stop, next_items, self.batch.items)
         with store.database.transaction() as db:
             row = db.execute(
                 "UPDATE batches SET rows_done = ?, rows_begun = ?, failed = failed + ?,"
@@ -216,17 +217,24 @@ def _claim_locked(store: BatchStore, batch_id: str, slice_items: int, lock: int)
     token, now = f"{os.getpid()}-{secrets.token_hex(4)}", store.clock()
     with store.database.transaction() as db:
         before = db.execute(
-            "SELECT rows_begun - rows_done AS lost FROM batches WHERE id = ? AND waiting",
+            "SELECT rows_begun, rows_done, items FROM batches WHERE id = ? AND waiting",
             (batch_id,),
         ).fetchone()
         if before is None:
             return None
-        lost = max(0, before["lost"])
+        lost = max(0, before["rows_begun"] - before["rows_done"])
         row = db.execute(
             "UPDATE batches SET state = 'processing', claim = ?, items_redone = items_redone + ?,"
-            " rows_begun = min(items, rows_done + ?), updated_at = ?,"
+            " rows_begun = ?, updated_at = ?,"
             " started_at = coalesce(started_at, ?) WHERE id = ? RETURNING *",
-            (token, lost, slice_items, now, now, batch_id),
+            (
+                token,
+                lost,
+                slice_end(before["rows_done"], slice_items, before["items"]),
+                now,
+                now,
+                batch_id,
+            ),
         ).fetchone()
         if lost:
             db.execute(

@@ -1,4 +1,4 @@
-"""Who computes what next: one thread that takes batches slice by slice, by priority."""
+"""Who computes what next: a few threads that take batches slice by slice, by priority."""
 
 import threading
 import time
@@ -14,6 +14,7 @@ from embatch.errors import (
     LeaseLostError,
     ProviderUnavailableError,
 )
+from embatch.service.batch import StoredBatch
 from embatch.service.claims import Claim, claim_next, is_outranked, may_pass
 from embatch.service.files import SliceResult
 from embatch.service.slices import embed_slice, next_slice_items
@@ -24,8 +25,10 @@ SLICE_ITEMS: Final = 4096
 """Rows of a slice at most, where texts are so short that it takes no longer than it should."""
 FIRST_SLICE_ITEMS: Final = 256
 """Rows of the first slice, while nobody knows how fast the engine is."""
-SLICE_S: Final = 2.0
+SLICE_S: Final = 4.0
 """Seconds that a slice should take: what an urgent batch waits for at most, about."""
+WORKERS: Final = 2
+"""Batches under way at once: one keeps the engine busy while a slice of the other ends."""
 IDLE_POLL_S: Final = 0.5
 """How often an idle scheduler looks for batches that another process made or left."""
 RETRY_S: Final = 2.0
@@ -39,13 +42,23 @@ class Health:
     """How the scheduler does, asked from the worker itself."""
 
     alive: bool
-    """Its thread runs."""
-    current_batch: str | None
-    """Id of the batch it works on."""
+    """Its threads run."""
+    current_batches: tuple[str, ...]
+    """Ids of the batches it works on."""
     last_progress_at: datetime | None
     """When it last committed a slice."""
     paused_reason: str | None
     """What keeps it from working until it goes away, such as a full disk."""
+
+
+@dataclass(slots=True)
+class _Underway:
+    """A batch in hand."""
+
+    begun: float
+    """When its slice was begun, by the scheduler's clock."""
+    rows_per_s: float = 0.0
+    """Of its last slice."""
 
 
 class Scheduler:
@@ -62,6 +75,7 @@ class Scheduler:
         models: Collection[str] | None = None,
         slice_items: int = SLICE_ITEMS,
         slice_s: float | None = SLICE_S,
+        workers: int = WORKERS,
         idle_poll_s: float = IDLE_POLL_S,
         retry_s: float = RETRY_S,
         clock: Callable[[], float] = time.monotonic,
@@ -70,6 +84,7 @@ class Scheduler:
 
         `models` limits the batches taken to those models. A slice has `slice_items` rows at most
         and, with `slice_s`, as many as take about that many seconds; None keeps them at the most.
+        `workers` is how many batches may be under way at once.
         """
         self._store = store
         self._engine_for = engine_for
@@ -83,42 +98,48 @@ class Scheduler:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._workers = workers
+        self._threads: list[threading.Thread] = []
+        self._sweeping = threading.Lock()
+        self._swept = False
         self._gate = threading.Condition()
         self._interactive = 0
-        self._current: str | None = None
+        self._current: dict[str, _Underway] = {}
         self._last_progress_at: datetime | None = None
         self._paused_reason: str | None = None
 
     def start(self) -> None:
-        """Begins to work, in a thread of its own. Does nothing when it runs already."""
+        """Begins to work, in threads of its own. Does nothing when it runs already."""
         with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="embatch-scheduler", daemon=True
-                )
-                self._thread.start()
+            if self._threads:
+                return
+            self._threads = [
+                threading.Thread(target=self._run, name=f"embatch-scheduler-{n}", daemon=True)
+                for n in range(self._workers)
+            ]
+            for thread in self._threads:
+                thread.start()
 
     def wake(self) -> None:
         """Makes an idle scheduler look for work now."""
         self._wake.set()
 
     def stop(self, timeout_s: float | None = None) -> bool:
-        """Ends the work after the slice in hand. False when that took longer than `timeout_s`."""
+        """Ends the work after the slices in hand. False when that took longer than `timeout_s`."""
         self._stopping.set()
         self._wake.set()
         with self._gate:
             self._gate.notify_all()
-        if self._thread is None:
-            return True
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def health(self) -> Health:
         """How it does, now."""
         return Health(
-            alive=self._thread is not None and self._thread.is_alive(),
-            current_batch=self._current,
+            alive=bool(self._threads) and all(thread.is_alive() for thread in self._threads),
+            current_batches=tuple(self._current),
             last_progress_at=self._last_progress_at,
             paused_reason=self._paused_reason,
         )
@@ -129,7 +150,18 @@ class Scheduler:
         """Embeds a few texts in the caller's thread, ahead of all slices not yet begun."""
         engine = self._engine_for(model)
         with self._ahead_of_slices():
-            return engine.embed(texts, prompt=prompt, dims=dims)
+            return engine.embed(texts, prompt=prompt, dims=dims, urgent=True)
+
+    def remaining_s(self, batch: StoredBatch) -> float | None:
+        """Seconds until a batch under way should end, by its last slice; None: nobody can know.
+
+        Negative when it takes longer than it should.
+        """
+        underway = self._current.get(batch.id)
+        if underway is None or underway.rows_per_s == 0.0:
+            return None
+        left = (batch.items - batch.rows_done) / underway.rows_per_s
+        return left - (self._clock() - underway.begun)
 
     @contextmanager
     def _ahead_of_slices(self) -> Iterator[None]:
@@ -149,14 +181,11 @@ class Scheduler:
             )
 
     def _run(self) -> None:
-        """The thread. Whatever happens to a batch or the disk, it goes on with what is next."""
-        swept = False
+        """A thread. Whatever happens to a batch or the disk, it goes on with what is next."""
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                if not swept:
-                    self._store.sweep()
-                    swept = True
+                self._sweep()
                 claim = claim_next(self._store, slice_items=self._slice_items, models=self._models)
                 if claim is not None:
                     self._work(claim)
@@ -167,9 +196,15 @@ class Scheduler:
             if claim is None:
                 self._wake.wait(self._idle_poll_s)
 
+    def _sweep(self) -> None:
+        with self._sweeping:
+            if not self._swept:
+                self._store.sweep()
+                self._swept = True
+
     def _work(self, claim: Claim) -> None:
         """Computes a batch until it ends or gives way. Raises only what is not its fault."""
-        self._current = claim.batch.id
+        self._current[claim.batch.id] = _Underway(self._clock())
         with closing(claim), suppress(LeaseLostError):  # lost: cancelled or deleted, all is said
             try:
                 self._compute(claim, self._engine(claim.batch.model))
@@ -178,7 +213,7 @@ class Scheduler:
                     raise
                 claim.fail(_reason(error))
             finally:
-                self._current = None
+                del self._current[claim.batch.id]
 
     def _engine(self, model: str) -> TextEngine:
         try:
@@ -191,10 +226,13 @@ class Scheduler:
             self._give_way()
             if self._stopping.is_set():
                 break
-            begun = self._clock()
             batch, rows = claim.batch, claim.slice_items
+            underway = self._current[batch.id]
+            underway.begun = self._clock()
             part = embed_slice(engine, claim.texts(), prompt=batch.prompt, dims=batch.dims)
-            self._adapt(rows, self._clock() - begun)
+            elapsed_s = self._clock() - underway.begun
+            self._adapt(rows, elapsed_s)
+            underway.rows_per_s = rows / elapsed_s if elapsed_s > 0 else 0.0
             self._commit(claim, part)
             if claim.batch.done:
                 return

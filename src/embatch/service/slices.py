@@ -105,12 +105,17 @@ def _checked(made: Embedded) -> SliceResult:
 def next_slice_items(
     items: int, rows: int, elapsed_s: float, *, target_s: float, largest: int
 ) -> int:
-    """Rows for the next slice, so that one takes between half and twice `target_s`.
+    """Rows for the next slice, so that one takes about `target_s`; at most twice as many as before.
 
-    `items` is the size so far; `rows` the last slice had, fewer at a batch's end.
+    `items` is the size so far; `rows` the last slice had, fewer at a batch's end, where a fast
+    one says little about a full one.
     """
-    if elapsed_s > 2 * target_s:
-        return min(items, max(SMALLEST_SLICE, rows // 2))
-    if elapsed_s < target_s / 2 and rows >= items:
-        return min(largest, items * 2)
-    return items
+    fitting = int(rows * target_s / elapsed_s) if elapsed_s > 0 else largest
+    if fitting >= items > rows:
+        return items
+    return max(min(items, SMALLEST_SLICE), min(fitting, items * 2, largest))
+
+
+def slice_end(start: int, wanted: int, items: int) -> int:
+    """Where the slice that begins at row `start` ends: about `wanted` rows on, no crumb left."""
+    return items if items - start < wanted * 3 // 2 else start + wanted

@@ -62,7 +62,14 @@ class FakeEngine:
         """A SHA-256 that differs by model name and dims, as weights would."""
         return blake2b(f"{self.model}/{self.dims}".encode(), digest_size=32).hexdigest()
 
-    def embed(self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None) -> Embedded:
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        dims: int | None = None,
+        urgent: bool = False,  # noqa: ARG002 - the port's signature: nothing here waits
+    ) -> Embedded:
         """Unit vectors of `texts`, in order; the same text gives the same bits in any company."""
         with self._counting:
             self.calls += 1

@@ -74,8 +74,18 @@ class TextEngine(Protocol):
         """Prompt texts by task type, those the model defines; a prompt goes before the text."""
         ...
 
-    def embed(self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None) -> Embedded:
-        """Unit vectors of `texts`, in order. `dims` keeps the first values and normalises again."""
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        dims: int | None = None,
+        urgent: bool = False,
+    ) -> Embedded:
+        """Unit vectors of `texts`, in order. `dims` keeps the first values and normalises again.
+
+        An `urgent` call goes ahead of calls under way, as far as the engine can.
+        """
         ...
 
     def close(self) -> None:

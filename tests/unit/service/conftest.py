@@ -53,7 +53,12 @@ class Service:
 
     def scheduler(self, **given: Any) -> Scheduler:
         """A scheduler at work, with slices of ten rows; stopped when the test ends."""
-        options = {"slice_items": 10, "slice_s": None, "engine_for": lambda _: self.engine}
+        options = {
+            "slice_items": 10,
+            "slice_s": None,
+            "workers": 1,
+            "engine_for": lambda _: self.engine,
+        }
         scheduler = Scheduler(given.pop("store", self.store), **{**options, **given})
         scheduler.start()
         self._schedulers.append(scheduler)

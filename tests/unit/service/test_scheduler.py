@@ -35,9 +35,9 @@ class Gated(FakeEngine):
     def let_through(self, calls: int = 1) -> None:
         self._gate.release(calls)
 
-    def embed(self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None) -> Embedded:
+    def embed(self, texts: Sequence[str], **options: Any) -> Embedded:
         self.order.append(texts[0])
-        return super().embed(texts, prompt=prompt, dims=dims)
+        return super().embed(texts, **options)
 
 
 def test_a_batch_is_computed_to_the_end(service: Any) -> None:
@@ -216,7 +216,7 @@ def test_a_full_disk_pauses_and_nothing_is_computed_again(
     scheduler: Scheduler = service.scheduler(retry_s=0.01)
     eventually(lambda: scheduler.health().paused_reason is not None)
     assert scheduler.health().paused_reason == "the disk refused: No space left on device"
-    assert scheduler.health().current_batch == batch.id
+    assert scheduler.health().current_batches == (batch.id,)
     assert service.store.get(batch.id).rows_done == 10
     full.clear()
     assert service.finished(batch.id).state is JobState.COMPLETED
@@ -290,6 +290,42 @@ def test_stopping_twice_or_before_the_start_is_fine(service: Any) -> None:
     assert running.stop(10.0)
 
 
+def test_two_batches_are_under_way_at_once(service: Any, eventually: Callable[..., None]) -> None:
+    """While a slice of one ends, a slice of the other keeps the engine busy; never three."""
+    engine = Gated()
+    batches = [service.create([f"{name} {n}" for n in range(10)], label=name) for name in "abc"]
+    scheduler = service.scheduler(engine_for=lambda _: engine, workers=2)
+    eventually(lambda: len(engine.order) == 2)
+    assert set(scheduler.health().current_batches) == {batch.id for batch in batches[:2]}
+    engine.let_through(3)
+    for batch in batches:
+        assert service.finished(batch.id).items_redone == 0
+    assert sorted(engine.order) == ["a 0", "b 0", "c 0"]
+
+
+def test_the_end_of_a_batch_is_foreseen_by_its_last_slice(service: Any) -> None:
+    """Rows left at the rate of the last slice, less the time since this one began."""
+    now = [0.0]
+    foreseen: list[float | None] = []
+
+    class Timed(FakeEngine):
+        def embed(self, texts: Sequence[str], **options: Any) -> Embedded:
+            foreseen.append(scheduler.remaining_s(service.store.get(batch.id)))
+            now[0] += 2.0
+            return super().embed(texts, **options)
+
+    batch = service.create(["x"] * 40)
+    engine = Timed(8)
+    scheduler = Scheduler(
+        service.store, lambda _: engine, slice_items=10, slice_s=None, clock=lambda: now[0]
+    )
+    scheduler.start()
+    service.finished(batch.id)
+    assert scheduler.stop(10.0)
+    assert foreseen == [None, 6.0, 4.0, 2.0]
+    assert scheduler.remaining_s(service.store.get(batch.id)) is None
+
+
 def test_slices_shrink_for_a_slow_engine(service: Any) -> None:
     """An engine that needs long for a slice gets smaller ones, so that urgent batches wait less."""
     now = [0.0]
@@ -297,12 +333,10 @@ def test_slices_shrink_for_a_slow_engine(service: Any) -> None:
     class Slow(FakeEngine):
         sizes: list[int] = []  # noqa: RUF012 - one instance
 
-        def embed(
-            self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None
-        ) -> Embedded:
+        def embed(self, texts: Sequence[str], **options: Any) -> Embedded:
             now[0] += len(texts) / 20
             self.sizes.append(len(texts))
-            return super().embed(texts, prompt=prompt, dims=dims)
+            return super().embed(texts, **options)
 
     engine = Slow(8)
     batch = service.create(["x"] * 1000)
@@ -310,4 +344,4 @@ def test_slices_shrink_for_a_slow_engine(service: Any) -> None:
         engine_for=lambda _: engine, slice_items=1024, slice_s=2.0, clock=lambda: now[0]
     )
     service.finished(batch.id)
-    assert engine.sizes[:4] == [256, 128, 64, 64]
+    assert engine.sizes[:4] == [256, 40, 40, 40]

@@ -1,6 +1,8 @@
 """A poisoned row fails alone, and a broken engine is told from a bad row."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embatch.errors import BatchFailedError, InvalidRequestError
-from embatch.service.slices import SMALLEST_SLICE, embed_slice, next_slice_items
+from embatch.service.slices import SMALLEST_SLICE, embed_slice, next_slice_items, slice_end
 from embatch.testing import FakeEngine
 from embatch.types.results import Embedded
 
@@ -61,10 +63,8 @@ def test_values_that_are_not_finite_are_row_errors() -> None:
     """A vector with NaN or infinity is no vector."""
 
     class Overflowing(FakeEngine):
-        def embed(
-            self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None
-        ) -> Embedded:
-            made = super().embed(texts, prompt=prompt, dims=dims)
+        def embed(self, texts: Sequence[str], **options: Any) -> Embedded:
+            made = super().embed(texts, **options)
             made.vectors[1, 2] = np.nan
             made.vectors[3, 0] = np.inf
             return made
@@ -80,10 +80,8 @@ def test_an_engine_that_gives_too_few_vectors_is_broken() -> None:
     """A matrix of another shape than asked for never reaches a result."""
 
     class Forgetful(FakeEngine):
-        def embed(
-            self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None
-        ) -> Embedded:
-            return super().embed(texts[1:], prompt=prompt, dims=dims)
+        def embed(self, texts: Sequence[str], **options: Any) -> Embedded:
+            return super().embed(texts[1:], **options)
 
     with pytest.raises(BatchFailedError, match="embeds no text at all"):
         embed_slice(Forgetful(8), ["a", "b"], prompt="", dims=8)
@@ -98,16 +96,27 @@ def test_slices_stay_within_bounds(items: int, rows: int, elapsed_s: float) -> N
     """A slow slice makes the next one smaller, a fast full one larger, never beyond the limits."""
     rows = min(items, rows)
     size = next_slice_items(items, rows, elapsed_s, target_s=2.0, largest=1024)
-    assert min(items, SMALLEST_SLICE) <= size <= 1024
-    if elapsed_s > 4.0:
-        assert size <= items
-    elif elapsed_s < 1.0:
+    assert min(items, SMALLEST_SLICE) <= size <= min(items * 2, 1024)
+    if elapsed_s < 1.0:
         assert size >= items
-    else:
-        assert size == items
+    elif elapsed_s > 2.0 * rows / min(items, SMALLEST_SLICE):
+        assert size == min(items, SMALLEST_SLICE)
+    elif elapsed_s > 2.0:
+        assert size <= max(rows, SMALLEST_SLICE)
+
+
+@given(items=st.integers(1, 10_000), wanted=st.integers(1, 4096))
+def test_slices_cover_a_batch_without_a_crumb(items: int, wanted: int) -> None:
+    """Every slice but the only one has half of what is wanted at least, and half more at most."""
+    ends = [0]
+    while ends[-1] < items:
+        ends.append(slice_end(ends[-1], wanted, items))
+    sizes = [after - before for before, after in pairwise(ends)]
+    assert ends[-1] == items
+    assert all(wanted - 1 <= 2 * size < 3 * wanted for size in sizes) or len(sizes) == 1
 
 
 def test_a_short_batch_that_was_slow_counts_too() -> None:
     """A slice cut short by its batch's end tells as much about the engine as a full one."""
-    assert next_slice_items(1024, 600, 10.0, target_s=2.0, largest=1024) == 300
+    assert next_slice_items(1024, 600, 10.0, target_s=2.0, largest=1024) == 120
     assert next_slice_items(256, 10, 0.001, target_s=2.0, largest=1024) == 256
