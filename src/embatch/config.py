@@ -147,3 +147,10 @@ class CloudSettings:
             staging=value("EMBATCH_STAGING"),
             storage_base_url=value("STORAGE_EMULATOR_HOST"),
         )
+
+
+def serve_api_key(environ: Mapping[str, str] | None = None) -> Secret | None:
+    """The key that `embatch serve` asks its callers for: `EMBATCH_SERVE_API_KEY`."""
+    env = os.environ if environ is None else environ
+    key = env.get("EMBATCH_SERVE_API_KEY")
+    return Secret(key) if key else None

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from embatch import __version__
-from embatch.cli import demo, inspect, machine, output, run
+from embatch.cli import demo, inspect, machine, output, run, serve
 
 app = typer.Typer(
     help="Embed millions of texts: never lose a vector, never pay twice, never mix them up.",
@@ -58,3 +58,4 @@ app.command("search", rich_help_panel=LOOKING)(output.search)
 app.command("demo", rich_help_panel=MACHINE)(demo.demo)
 app.command("models", rich_help_panel=MACHINE)(machine.models)
 app.command("doctor", rich_help_panel=MACHINE)(machine.doctor)
+app.command("serve", rich_help_panel=MACHINE)(serve.serve)

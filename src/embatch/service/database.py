@@ -61,8 +61,11 @@ Values = Sequence[Value] | Mapping[str, Value]
 class Database:
     """One connection in WAL mode, every commit flushed to the disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, schema: str = _SCHEMA, version: int = SCHEMA_VERSION) -> None:
+        """Opens the file, or makes it with the statements of `schema`, known by `version`."""
         self._path = path
+        self._schema = schema
+        self._version = version
         self._lock = threading.RLock()
         with self._translated():
             self._connection = sqlite3.connect(
@@ -85,12 +88,13 @@ class Database:
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 self._connection.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                    f"BEGIN IMMEDIATE; {self._schema}"
+                    f" PRAGMA user_version = {self._version}; COMMIT;"
                 )
-            elif version != SCHEMA_VERSION:
+            elif version != self._version:
                 raise JournalError(
                     f"{self._path} was written by another version of embatch (schema {version}, "
-                    f"this one knows {SCHEMA_VERSION}): use that version, or another folder"
+                    f"this one knows {self._version}): use that version, or another folder"
                 )
 
     @contextmanager

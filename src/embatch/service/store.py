@@ -4,11 +4,12 @@ The rule that makes it so: a slice's bytes are flushed before its progress is co
 are done in order. What is committed is complete; what is not is computed again, in place.
 """
 
+import json
 import secrets
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -155,6 +156,19 @@ class BatchStore:
         )
         return [parse_batch(row) for row in rows]
 
+    def find_all(self, labels: Sequence[str]) -> list[StoredBatch]:
+        """The batches that bear any of `labels`, oldest first, in one read."""
+        rows = self.database.rows(
+            "SELECT * FROM batches WHERE label IN (SELECT value FROM json_each(?)) ORDER BY seq",
+            (json.dumps(list(labels)),),
+        )
+        return [parse_batch(row) for row in rows]
+
+    def count_states(self) -> dict[str, int]:
+        """How many batches there are of each state."""
+        rows = self.database.rows("SELECT state, count(*) AS batches FROM batches GROUP BY state")
+        return {row["state"]: row["batches"] for row in rows}
+
     def items_redone(self) -> int:
         """Rows begun again after a process died, over all batches that ever were."""
         rows = self.database.rows("SELECT value FROM counters WHERE name = 'items_redone'")
@@ -167,6 +181,18 @@ class BatchStore:
             "UPDATE batches SET priority = ?, updated_at = ? WHERE id = ? RETURNING *",
             (priority, self.clock(), batch_id),
         )
+
+    def change_details(self, batch_id: str, change: Callable[[str], str]) -> StoredBatch:
+        """Replaces a batch's details by what `change` makes of them. Raises `NotFoundError`."""
+        with self.database.transaction() as db:
+            row = db.execute("SELECT details FROM batches WHERE id = ?", (batch_id,)).fetchone()
+            if row is None:
+                raise unknown_batch(batch_id)
+            changed = db.execute(
+                "UPDATE batches SET details = ?, updated_at = ? WHERE id = ? RETURNING *",
+                (change(row["details"]), self.clock(), batch_id),
+            ).fetchone()
+        return parse_batch(changed)
 
     def cancel(self, batch_id: str) -> StoredBatch:
         """Ends a batch and keeps the rows that are done; a batch that has ended stays as it is."""

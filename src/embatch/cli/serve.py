@@ -1,0 +1,202 @@
+"""`embatch serve`: the Gemini protocol on this machine, over the local engine."""
+
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from embatch.cli import options
+from embatch.cli.exits import ExitCode
+from embatch.cli.session import Session
+from embatch.errors import ConfigError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from embatch.config import Secret
+    from embatch.types.results import TextEngine
+
+
+def serve(
+    context: typer.Context,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="HOST",
+            help="Address to listen on. Another than loopback needs a key.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 takes a free one."),
+    ] = 8787,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="Where batches and files are kept.  Default: serve in EMBATCH_HOME.",
+        ),
+    ] = None,
+    model: options.Model = None,
+    precision: options.Precision = "auto",
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--alias",
+            metavar="A=M",
+            help="Also answer to the name A with model M; may be given often. gemini-embedding-001,"
+            " gemini-embedding-2 and text-embedding-004 stand for --model already.",
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            help="Key that callers must show. Better in EMBATCH_SERVE_API_KEY, where no process"
+            " list shows it.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "fake"],
+        typer.Option("--engine", help="fake: vectors are hashes of the texts, for tests."),
+    ] = "local",
+    max_inline_bytes: Annotated[
+        int,
+        typer.Option(
+            "--max-inline-bytes",
+            metavar="N",
+            min=1024,
+            help="Largest JSON body, and longest line of a batch's file.",
+        ),
+    ] = 20_000_000,
+    max_file_bytes: Annotated[
+        int, typer.Option("--max-file-bytes", metavar="N", min=1, help="Largest file.")
+    ] = 2_147_483_648,
+    max_batches: Annotated[
+        int, typer.Option("--max-batches", metavar="N", min=1, help="Most unfinished batches.")
+    ] = 100,
+    file_lifetime_s: Annotated[
+        float,
+        typer.Option(
+            "--file-lifetime-s", metavar="S", min=1.0, help="Seconds for which files are kept."
+        ),
+    ] = 172_800.0,
+    log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Tell the address as one line of JSON.")
+    ] = False,
+) -> None:
+    """Serve the Gemini API's embedding calls and batches from this machine, until Ctrl-C."""
+    try:
+        from embatch.server.run import bind, url_of
+        from embatch.server.run import serve as run_server
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed: pip install 'embatch[serve,local]'"
+        ) from None
+    from embatch.config import load_settings
+    from embatch.server.models import open_catalogue
+    from embatch.server.service import Service
+    from embatch.server.settings import ServerSettings
+
+    session = Session.of(context, as_json=as_json)
+    key = _key(api_key)
+    if key is None:
+        _require_loopback(host)
+    settings = ServerSettings(
+        folder=(data or load_settings().home / "serve").expanduser().absolute(),
+        api_key=key,
+        max_inline_bytes=max_inline_bytes,
+        max_file_bytes=max_file_bytes,
+        max_batches=max_batches,
+        file_lifetime_s=file_lifetime_s,
+    )
+    aliases = _parse_aliases(alias or [])
+    opener = _opener(session, engine, precision)
+    bound = bind(host, port)
+    with session.busy("opening the model"):
+        catalogue = open_catalogue(options.absolute_model(model), aliases, opener)
+    service = Service(settings, catalogue)
+    own = catalogue.own
+
+    def ready() -> None:
+        import os
+
+        if as_json:
+            session.emit(
+                {
+                    "url": url_of(bound),
+                    "model": own.name,
+                    "dims": own.engine.dims,
+                    "data": str(settings.folder),
+                    "pid": os.getpid(),
+                }
+            )
+            return
+        # Through a pipe too: who started the server reads the address from this line.
+        typer.echo(
+            f"embatch serve: {url_of(bound)} "
+            f"(model {own.name}, {own.engine.dims} dims, data {settings.folder})"
+        )
+        if key is None:
+            session.note("no API key is asked for; only this machine can reach the server")
+
+    if not run_server(service, bound, ready=ready):
+        session.note(
+            "the slice in hand did not end in time; it is computed again at the next start"
+        )
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _key(given: str | None) -> "Secret | None":
+    from embatch.config import Secret, serve_api_key
+
+    key = Secret(given) if given is not None else serve_api_key()
+    if key is not None and not key.reveal().strip():
+        raise ConfigError("the API key is empty: give one, or leave --api-key out")
+    return key
+
+
+def _require_loopback(host: str) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ConfigError(
+            f"--host {host} can be reached from other machines, and no API key is set: "
+            "set EMBATCH_SERVE_API_KEY, or listen on 127.0.0.1"
+        )
+
+
+def _parse_aliases(words: Sequence[str]) -> dict[str, str]:
+    parsed = {}
+    for word in words:
+        name, _, model = word.partition("=")
+        if not (name and model):
+            raise InvalidRequestError(f"--alias {word!r} is no alias: give --alias NAME=MODEL")
+        parsed[name] = options.absolute_model(model) or model
+    return parsed
+
+
+def _opener(session: Session, engine: str, precision: str) -> "Callable[[str | None], TextEngine]":
+    """What opens an engine by its model's name."""
+
+    def opened(model: str | None) -> "TextEngine":
+        if engine == "fake":
+            from embatch.testing.engine import FakeEngine
+
+            return FakeEngine(384, model or "fake")
+        if session.hooks is not None and session.hooks.open_engine is not None:
+            return session.hooks.open_engine(model, precision=precision)
+        from embatch.local.engine import Engine
+
+        return Engine.open(model, precision=precision)
+
+    return opened

@@ -1,0 +1,258 @@
+"""Endpoints of models and batches: a request in, an answer out. Work that may wait runs in threads.
+
+Polls have threads of their own: neither embedding nor the reading of large batches holds them up.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, BinaryIO, Final, TypeVar
+
+import numpy as np
+import orjson
+from anyio import CapacityLimiter, to_thread
+from starlette.requests import Request
+from starlette.responses import Response
+
+from embatch.server.batches import unknown_batch
+from embatch.server.bodies import Span, SpanResponse, held_body, json_response, read_json
+from embatch.server.models import ServedModel
+from embatch.server.service import Service
+from embatch.server.wire import (
+    ApiError,
+    build_page_token,
+    invalid,
+    page_size,
+    parse_page_token,
+    query_of,
+    unknown_model,
+)
+from embatch.server.wire_rows import (
+    RowRequest,
+    RowRules,
+    read_countable,
+    read_many,
+    read_request,
+)
+from embatch.server.wire_shapes import (
+    build_batch,
+    build_model,
+    build_operation,
+    build_usage,
+    split_at_items,
+)
+from embatch.types.results import Embedded, Matrix
+
+T = TypeVar("T")
+
+MOST_CONTENTS: Final = 100
+PAGE_DEFAULT: Final = 50
+PAGE_MOST: Final = 1000
+EMBED_THREADS: Final = 4
+"""Interactive calls in the engine at a time."""
+EMBED_WAITING: Final = 256
+"""Interactive calls that wait for their turn at most; further ones are refused."""
+INTAKE_THREADS: Final = 2
+"""Large bodies that are parsed at a time."""
+
+
+class Calls:
+    """The endpoints over one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._embedding = CapacityLimiter(EMBED_THREADS)
+        self._intake = CapacityLimiter(INTAKE_THREADS)
+
+    # Models
+
+    async def list_models(self, request: Request) -> Response:
+        """GET models."""
+        size = page_size(request.query_params, default=PAGE_DEFAULT, most=PAGE_MOST)
+        at = parse_page_token(request.query_params) or 0
+        names = self._service.catalogue.names()
+        shown: dict[str, Any] = {
+            "models": [_model_json(name, model) for name, model in names[at : at + size]]
+        }
+        if not shown["models"]:
+            shown = {}
+        if at + size < len(names):
+            shown["nextPageToken"] = build_page_token(at + size)
+        return json_response(shown)
+
+    async def get_model(self, request: Request) -> Response:
+        """GET models/{model}."""
+        name, model = self._model(request, "getModel")
+        return json_response(_model_json(name, model))
+
+    async def embed_content(self, request: Request) -> Response:
+        """POST models/{model}:embedContent."""
+        name, model = self._model(request, "embedContent")
+
+        def read(body: dict[str, Any]) -> list[RowRequest]:
+            return [read_request(body, RowRules(model=name, dims=model.engine.dims))]
+
+        rows, made = await self._embedded(request, model, read)
+        return json_response(
+            b'{"embedding":{"values":%b},"usageMetadata":%b}' % (made[0], _usage(rows))
+        )
+
+    async def batch_embed_contents(self, request: Request) -> Response:
+        """POST models/{model}:batchEmbedContents."""
+        name, model = self._model(request, "batchEmbedContents")
+
+        def read(body: dict[str, Any]) -> list[RowRequest]:
+            rules = RowRules(model=name, dims=model.engine.dims)
+            return read_many(body, rules, most=MOST_CONTENTS)
+
+        tokens, made = await self._embedded(request, model, read)
+        listed = b",".join(b'{"values":%b}' % values for values in made)
+        return json_response(b'{"embeddings":[%b],"usageMetadata":%b}' % (listed, _usage(tokens)))
+
+    async def count_tokens(self, request: Request) -> Response:
+        """POST models/{model}:countTokens."""
+        _, model = self._model(request, "countTokens")
+        async with held_body(request, self._service.settings.max_inline_bytes) as body:
+
+            def count() -> int:
+                texts = read_countable(read_json(body))
+                embedded = self._service.scheduler.embed_now(model.key, texts)
+                return int(embedded.tokens.sum())
+
+            total = await self._in_turn(count)
+        details = [{"modality": "TEXT", "tokenCount": total}]
+        return json_response({"totalTokens": total, "promptTokensDetails": details})
+
+    async def _embedded(
+        self,
+        request: Request,
+        model: ServedModel,
+        read: Callable[[dict[str, Any]], list[RowRequest]],
+    ) -> tuple[int, list[bytes]]:
+        """Tokens of all rows that the body asks for, and the values of each as JSON."""
+        async with held_body(request, self._service.settings.max_inline_bytes) as body:
+
+            def embed() -> tuple[int, list[bytes]]:
+                rows = read(read_json(body))
+                if any(not row.text for row in rows):
+                    raise invalid("content is empty")
+                return self._embed_rows(rows, model)
+
+            return await self._in_turn(embed)
+
+    def _embed_rows(self, rows: list[RowRequest], model: ServedModel) -> tuple[int, list[bytes]]:
+        values = [b""] * len(rows)
+        tokens = 0
+        for dims in {row.dims for row in rows}:
+            places = [place for place, row in enumerate(rows) if row.dims == dims]
+            texts = [model.prompted(rows[place].text, rows[place].task_type) for place in places]
+            made = self._service.scheduler.embed_now(model.key, texts, dims=dims)
+            tokens += int(made.tokens.sum())
+            for place, spelled in zip(places, _spelled(made), strict=True):
+                values[place] = spelled
+        return tokens, values
+
+    async def _in_turn(self, work: Callable[[], T]) -> T:
+        if self._embedding.statistics().tasks_waiting >= EMBED_WAITING:
+            raise ApiError(503, "The model is overloaded. Please try again later.")
+        return await to_thread.run_sync(work, limiter=self._embedding)
+
+    def _model(self, request: Request, method: str) -> tuple[str, ServedModel]:
+        name = request.path_params["model"]
+        model = self._service.catalogue.find(name)
+        if model is None:
+            raise unknown_model(name, request.path_params["version"], method)
+        return name, model
+
+    # Batches
+
+    async def create_batch(self, request: Request) -> Response:
+        """POST models/{model}:asyncBatchEmbedContent."""
+        name, model = self._model(request, "asyncBatchEmbedContent")
+        service = self._service
+        async with held_body(request, service.settings.max_inline_bytes) as body:
+
+            def create() -> Any:
+                return service.batches.create(
+                    read_json(body), name, model, service.shelf.open_input
+                )
+
+            batch = await to_thread.run_sync(create, limiter=self._intake)
+        return json_response(build_operation(batch, results=False))
+
+    async def get_batch(self, request: Request) -> Response:
+        """GET batches/{batch}."""
+        return await to_thread.run_sync(self._operation, request.path_params["batch"])
+
+    def _operation(self, batch_id: str) -> Response:
+        """The Operation; inline results stand in it twice, sent from the disk."""
+        batch = self._service.batches.get(batch_id)
+        if not batch.output or batch.file_name:
+            return json_response(build_operation(batch, results=True))
+        batch, file = self._service.batches.open_output(batch_id)
+        if file is None:
+            raise unknown_batch()
+        return _spliced(split_at_items(build_operation(batch, results=True)), file)
+
+    async def list_batches(self, request: Request) -> Response:
+        """GET batches."""
+        query = request.query_params
+        if query.get("filter"):
+            raise invalid("filter: this server lists all batches; leave it out.")
+        size = page_size(query, default=PAGE_DEFAULT, most=PAGE_MOST)
+        before = parse_page_token(query)
+        page, following = await to_thread.run_sync(
+            partial(self._service.batches.page, before_seq=before, size=size)
+        )
+        shown: dict[str, Any] = {}
+        if page:
+            shown["operations"] = [build_operation(batch, results=False) for batch in page]
+        if following is not None:
+            shown["nextPageToken"] = build_page_token(following)
+        return json_response(shown)
+
+    async def cancel_batch(self, request: Request) -> Response:
+        """POST batches/{batch}:cancel. A body may come and is not read."""
+        await to_thread.run_sync(self._service.batches.cancel, request.path_params["batch"])
+        return json_response({})
+
+    async def delete_batch(self, request: Request) -> Response:
+        """DELETE batches/{batch}."""
+        await to_thread.run_sync(self._service.batches.delete, request.path_params["batch"])
+        return json_response({})
+
+    async def update_batch(self, request: Request) -> Response:
+        """PATCH batches/{batch}:updateEmbedContentBatch."""
+        mask = query_of(request.query_params, "updateMask")
+        async with held_body(request, self._service.settings.max_inline_bytes) as body:
+
+            def update() -> Any:
+                batch_id = request.path_params["batch"]
+                return self._service.batches.update(batch_id, read_json(body), mask)
+
+            batch = await to_thread.run_sync(update)
+        return json_response(build_batch(batch))
+
+
+def _model_json(name: str, model: ServedModel) -> dict[str, Any]:
+    return build_model(name, model.name, model.engine.max_tokens, model.engine.dims)
+
+
+def _usage(tokens: int) -> bytes:
+    return orjson.dumps(build_usage(tokens))
+
+
+def _spelled(made: Embedded) -> list[bytes]:
+    """Each vector as JSON. ApiError 500 for values that are no numbers."""
+    vectors: Matrix = np.ascontiguousarray(made.vectors)
+    if not np.isfinite(vectors).all():
+        raise ApiError(500, "The model gave values that are not finite.")
+    return [orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY) for vector in vectors]
+
+
+def _spliced(pieces: list[bytes], file: BinaryIO) -> Response:
+    size = os.fstat(file.fileno()).st_size
+    parts: list[bytes | Span] = [pieces[0]]
+    for piece in pieces[1:]:
+        parts += [Span(file, 0, size), piece]
+    return SpanResponse(parts, file, headers={"Content-Type": "application/json; charset=UTF-8"})

@@ -1,0 +1,98 @@
+"""One connection: heads must come in time, and what is no HTTP gets an answer all the same."""
+
+import asyncio
+from typing import Any, Final
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from embatch.server.wire import ApiError, invalid
+
+HEAD_S: Final = 20.0
+"""Seconds for the head of a request, from the connection's or the head's first byte on."""
+LEFTOVER_S: Final = 30.0
+"""Seconds for which a client may go on to send a body that was answered already."""
+MAX_CONNECTIONS: Final = 768
+"""Connections at a time; with files and databases they stay below the usual 1,024 descriptors."""
+
+_PHRASES: Final = {400: b"Bad Request", 408: b"Request Timeout", 503: b"Service Unavailable"}
+
+
+class Connection(H11Protocol):
+    """uvicorn's connection, with limits in time."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as its base
+        """A client has come."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(ApiError(503, "The server has too many connections. Try again later."))
+            return
+        self._limit(HEAD_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        self._unlimit()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have come."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            if self.conn.our_state is not h11.DONE:
+                self._unlimit()
+        elif self._deadline is None and self.conn.our_state is h11.IDLE:
+            self._limit(HEAD_S)
+
+    def on_response_complete(self) -> None:
+        """An answer is sent; the client may still be sending what it was for."""
+        self._unlimit()
+        super().on_response_complete()
+        if self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY:
+            self._limit(LEFTOVER_S)
+
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP."""
+        self._refuse(invalid(msg))
+
+    def _limit(self, seconds: float) -> None:
+        self._unlimit()
+        self._deadline = self.loop.call_later(seconds, self._too_late)
+
+    def _unlimit(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_late(self) -> None:
+        self._deadline = None
+        if self.conn.our_state is h11.IDLE:
+            self._refuse(ApiError(408, "The request's head came too slowly."))
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers with an error, if nothing was answered yet, and closes."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self._answering():
+            body = error.body()
+            head: list[tuple[bytes, bytes]] = [
+                (b"content-type", b"application/json; charset=UTF-8"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
+            events: tuple[Any, ...] = (
+                h11.Response(status_code=error.code, headers=head, reason=_PHRASES[error.code]),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            )
+            for event in events:
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _answering(self) -> bool:
+        return (
+            self.cycle is not None
+            and self.cycle.response_started
+            and (not self.cycle.response_complete)
+        )

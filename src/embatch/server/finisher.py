@@ -1,0 +1,176 @@
+"""The thread that writes the outputs of ended batches; only then do callers see the end."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import pyarrow as pa
+
+from embatch.errors import (
+    BatchFailedError,
+    EmbatchError,
+    InputError,
+    NotFoundError,
+    ProviderUnavailableError,
+)
+from embatch.server.details import BatchDetails
+from embatch.server.outputs import StoppedError, write_output
+from embatch.server.weather import Weather
+from embatch.service.batch import StoredBatch
+from embatch.service.store import BatchStore
+
+POLL_S: Final = 0.05
+"""How often unfinished batches are looked at: one read of the database."""
+RETRY_S: Final = 2.0
+"""Pause after the disk refused."""
+_PAGE: Final = 1000
+
+
+class Finisher:
+    """Ends batches for their callers. Knows which batches have not ended, so it counts them too.
+
+    What a killed server left unwritten is found at the start and written.
+    """
+
+    def __init__(
+        self,
+        store: BatchStore,
+        weather: Weather,
+        *,
+        checkpoint: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Reads from `store` which batches are open."""
+        self._store = store
+        self._weather = weather
+        self._checkpoint = checkpoint
+        self._lock = threading.Lock()
+        self._open = self._find_open()
+        self._reserved = 0
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="embatch-finisher", daemon=True)
+        self.paused_reason: str | None = None
+        """What keeps it from working until it goes away, such as a full disk."""
+
+    def _find_open(self) -> dict[str, str]:
+        """Labels of the batches that have not ended for their callers, with their models' keys."""
+        found: dict[str, str] = {}
+        before: int | None = None
+        while page := self._store.page(before_seq=before, limit=_PAGE):
+            for batch in page:
+                if BatchDetails.parse(batch.details).output is None:
+                    found[batch.label] = batch.model
+            before = page[-1].seq
+        return found
+
+    @property
+    def alive(self) -> bool:
+        """Its thread runs."""
+        return self._thread.is_alive()
+
+    def open_models(self) -> list[str]:
+        """Model keys of the open batches."""
+        with self._lock:
+            return list(self._open.values())
+
+    def reserve(self, most: int) -> bool:
+        """Takes a place among `most` open batches, for one that is about to be made."""
+        with self._lock:
+            if len(self._open) + self._reserved >= most:
+                return False
+            self._reserved += 1
+            return True
+
+    def give_back(self) -> None:
+        """Gives up a place whose batch was not made."""
+        with self._lock:
+            self._reserved -= 1
+
+    def add(self, batch: StoredBatch) -> None:
+        """Fills a reserved place with its batch."""
+        with self._lock:
+            self._reserved -= 1
+            self._open[batch.label] = batch.model
+        self._wake.set()
+
+    def forget(self, label: str) -> None:
+        """A batch was deleted."""
+        with self._lock:
+            self._open.pop(label, None)
+
+    def start(self) -> None:
+        """Begins to work, in a thread of its own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the work; an output that is half written is written anew at the next start."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        """The thread: whatever happens to one batch, it goes on with the next."""
+        while not self._stopping.is_set():
+            self._wake.clear()
+            with self._lock:
+                labels = list(self._open)
+            if not labels:
+                self._wake.wait()
+                continue
+            try:
+                for batch in self._store.find_all(labels):
+                    if batch.done:
+                        self._finish(batch)
+                self.paused_reason = None
+            except StoppedError:
+                return
+            except Exception as error:  # noqa: BLE001 - the thread's outer edge: kept for health
+                self.paused_reason = _reason(error)
+                self._stopping.wait(RETRY_S)
+                continue
+            self._stopping.wait(POLL_S)
+
+    def _finish(self, batch: StoredBatch) -> None:
+        details = BatchDetails.parse(batch.details)
+        if details.output is None:
+            try:
+                details = self._finished(batch, details)
+            except (NotFoundError, FileNotFoundError):
+                if self._store.find(batch.label) is not None:
+                    details = replace(details, output=False, error=_LOST)
+            self._record(batch, details)
+        self.forget(batch.label)
+
+    def _finished(self, batch: StoredBatch, details: BatchDetails) -> BatchDetails:
+        """The details with what became of the output."""
+        if batch.rows_done == 0:
+            return replace(details, output=False)
+        try:
+            write_output(self._store, batch, self._weather, self._stopping.is_set)
+        except (InputError, BatchFailedError, pa.ArrowInvalid):
+            return replace(details, output=False, error=_LOST)
+        self._checkpoint("serve.written")
+        return replace(details, output=True)
+
+    def _record(self, batch: StoredBatch, details: BatchDetails) -> None:
+        def change(stored: str) -> str:
+            newest = BatchDetails.parse(stored)
+            return replace(newest, output=details.output, error=details.error).build()
+
+        try:
+            self._store.change_details(batch.id, change)
+        except NotFoundError:
+            return  # deleted meanwhile
+
+
+_LOST: Final = "The server's files of this batch are gone or damaged: submit it again."
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (EmbatchError, ProviderUnavailableError)):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"the disk refused: {error.strerror}"
+    return f"unexpected {type(error).__name__}"
