@@ -1,4 +1,4 @@
-"""Cuts the rows out of a batch's document while it streams by.
+"""Cuts rows out of what streams by: the lines of a file, the objects of a batch's document.
 
 A finished inline batch answers every poll with all its vectors, twice: in `metadata.output` and in
 `response`. Here the document is never built: rows are cut out as byte strings from the list that
@@ -16,6 +16,34 @@ _NOT_NUMBERS: Final = (b'"', b"[", b"{")
 
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|["{}\[\]]', re.DOTALL)
 """A whole string, the start of one that is not whole yet, or a bracket."""
+
+
+class LineCutter:
+    """Takes bytes in pieces; gives whole lines."""
+
+    def __init__(self) -> None:
+        self._rest: list[memoryview] = []
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that are whole with `chunk`, without their ends; blank ones are left out."""
+        lines: list[bytes] = []
+        start, view = 0, memoryview(chunk)
+        while (end := chunk.find(b"\n", start)) >= 0:
+            # Each byte is copied once: lines of many kilobytes are most of the work here.
+            line = b"".join([*self._rest, view[start:end]]) if self._rest else chunk[start:end]
+            self._rest.clear()
+            if line and not line.isspace():
+                lines.append(line)
+            start = end + 1
+        if start < len(chunk):
+            self._rest.append(view[start:])
+        return lines
+
+    def finish(self) -> list[bytes]:
+        """The last line, where the end has no line break."""
+        line = b"".join(self._rest)
+        self._rest.clear()
+        return [line] if line.strip() else []
 
 
 class DocumentCutter:

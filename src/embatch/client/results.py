@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from embatch.client.cutter import LineCutter
 from embatch.client.retry import GRPC_CODES, TRANSIENT_CODES, told
 from embatch.types.embedding import RowError
 from embatch.types.results import ResultBlock
@@ -28,6 +29,9 @@ except ImportError:  # no wheel for this Python yet: orjson is the way
     simdjson = None  # type: ignore[assignment]
 
 BLOCK_ROWS: Final = 512
+"""Most rows of a block."""
+BLOCK_BYTES: Final = 1 << 20
+"""Most bytes of a block's vectors, a row at least: they stay in the processor's cache."""
 TEXT_KEY: Final = "text:"
 """Before the SHA-256 of a row's text, where the service gives no key back but the text."""
 
@@ -59,10 +63,14 @@ class RowBlock:
     """Rows in all, with and without a vector."""
 
     @property
+    def all_keys(self) -> Iterator[str]:
+        """Keys of all rows, "" for a row without one."""
+        return chain(self.block.keys, (key for key, _ in self.block.errors))
+
+    @property
     def is_keyed_by_text(self) -> bool:
         """The service gave texts back in place of keys."""
-        keys = (*self.block.keys, *(key for key, _ in self.block.errors))
-        return any(key.startswith(TEXT_KEY) for key in keys)
+        return any(key.startswith(TEXT_KEY) for key in self.all_keys)
 
 
 RowReader = Callable[[bytes], Row]
@@ -90,15 +98,22 @@ class _Simd:
         # Its objects die with this frame: the parser takes no other row before that.
         document: Any = self._parser.parse(line)
         response = document["response"]
-        values = np.frombuffer(response["embedding"]["values"].as_buffer(of_type="d"))
-        if not len(values):
-            raise ValueError
-        key = document.get("key")
-        if key is None:
-            metadata = document.get("metadata")
+        # Names are listed once: asking for one that is not there costs ten times as much.
+        outer, inner = list(document.keys()), list(response.keys())
+        if "error" in outer or "error" in inner or ("status" in outer and document["status"]):
+            raise ValueError  # perhaps a failure, whatever else the row holds
+        listed = response["embedding"]["values"]
+        values = np.frombuffer(listed.as_buffer(of_type="d"))
+        if not len(values) or len(values) != len(listed) or isinstance(listed[0], simdjson.Array):
+            raise ValueError  # none, or lists within the list, which a buffer does not show
+        key = document["key"] if "key" in outer else None
+        if key is None and "metadata" in outer:
+            metadata = document["metadata"]
             key = None if metadata is None else metadata.get("key")
-        usage = response.get("usageMetadata")
-        tokens = response.get("tokenCount") if usage is None else usage.get("promptTokenCount")
+        usage = response["usageMetadata"] if "usageMetadata" in inner else None
+        tokens = None if usage is None else usage.get("promptTokenCount")
+        if tokens is None and "tokenCount" in inner:
+            tokens = response["tokenCount"]
         return Row(
             key=key if key is None or key.__class__ is str else str(key),
             values=values,
@@ -179,16 +194,22 @@ def _count(tokens: object) -> int:
 
 
 def _failure(document: dict[str, Any]) -> RowError | None:
-    error = document.get("error") or _dict(document.get("response")).get("error")
-    status = document.get("status")
-    if error is None and isinstance(status, (str, dict)) and status:
-        error = status
-    if not error:
+    """The row's error. One that is there counts, a vector beside it or not."""
+    error = next((told for told in _told_errors(document) if told or isinstance(told, dict)), None)
+    if error is None:
         return None
     if not isinstance(error, dict):
         # Vertex AI writes "WORD: message".
         return _named_error(str(error).partition(":")[0].strip().lower(), error)
     return row_error(error.get("code"), error.get("message"))
+
+
+def _told_errors(document: dict[str, Any]) -> Iterator[object]:
+    """Where services tell of an error; an empty status of Vertex AI is none."""
+    yield document.get("error")
+    yield _dict(document.get("response")).get("error")
+    status = document.get("status")
+    yield (status or None) if isinstance(status, (str, dict)) else None
 
 
 def row_error(code: object, message: object) -> RowError:
@@ -206,28 +227,6 @@ def _named_error(word: str, message: object) -> RowError:
     )
 
 
-class LineCutter:
-    """Takes bytes in pieces; gives whole lines."""
-
-    def __init__(self) -> None:
-        self._rest: list[bytes] = []
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """The lines that are whole with `chunk`, without their ends; blank ones are left out."""
-        if b"\n" not in chunk:
-            self._rest.append(chunk)
-            return []
-        lines = b"".join([*self._rest, chunk]).split(b"\n")
-        self._rest = [lines.pop()]
-        return [line for line in lines if line and not line.isspace()]
-
-    def finish(self) -> list[bytes]:
-        """The last line, where the end has no line break."""
-        line = b"".join(self._rest)
-        self._rest = []
-        return [line] if line.strip() else []
-
-
 class BlockBuilder:
     """Gathers rows into blocks of float32."""
 
@@ -238,7 +237,7 @@ class BlockBuilder:
         vectors to `dims`, for services that ignore the dimensions asked for."""
         self._dims = dims
         self._cut = cut and dims is not None
-        self._block_rows = block_rows
+        self._most = self._block_rows = block_rows
         self._read = open_reader()
         self._place = 0
         self._begin()
@@ -261,7 +260,7 @@ class BlockBuilder:
         if error is not None:
             self._errors.append((row.key or "", error))
             self._error_places.append(place)
-        full = len(self._keys) + len(self._errors) >= self._block_rows
+        full = len(self._keys) + len(self._errors) >= self._most
         return self.finish() if full else None
 
     def _store(self, row: Row, values: Values, place: int) -> RowError | None:
@@ -276,7 +275,9 @@ class BlockBuilder:
                 transient=True,
             )
         if self._matrix is None:
-            self._matrix = np.empty((self._block_rows, self._dims), dtype=np.float32)
+            fitting = BLOCK_BYTES // (self._dims * np.dtype(np.float32).itemsize)
+            self._most = min(self._block_rows, max(fitting, 1))
+            self._matrix = np.empty((self._most, self._dims), dtype=np.float32)
         with np.errstate(over="ignore"):
             self._matrix[len(self._keys)] = values
         self._keys.append(row.key or "")
@@ -290,9 +291,9 @@ class BlockBuilder:
             return None
         matrix = self._matrix if self._matrix is not None else np.empty((0, self._dims or 0))
         vectors = np.asarray(matrix[: len(self._keys)], dtype=np.float32)
-        finite = np.isfinite(vectors).all(axis=1)
-        if not finite.all():
-            vectors = self._without(np.flatnonzero(~finite), vectors)
+        bad = _not_finite_rows(vectors)
+        if len(bad):
+            vectors = self._without(bad, vectors)
         known = any(tokens >= 0 for tokens in self._tokens)
         block = RowBlock(
             block=ResultBlock(
@@ -315,6 +316,43 @@ class BlockBuilder:
             self._error_places.append(self._places.pop(index))
             self._tokens.pop(index)
         return np.delete(vectors, bad, axis=0)
+
+
+def _not_finite_rows(vectors: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Which rows hold a value that is no finite number."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = vectors.sum(axis=1)
+    if np.isfinite(sums).all():
+        return np.empty(0, dtype=np.intp)
+    # One that is not finite never adds up to a finite sum; huge finite ones may overflow it.
+    return np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+
+
+class Tally:
+    """Counts rows as get_batch_embeddings will say of them, without keeping one."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        """Rows seen."""
+        self._read = open_reader()
+        self._first: int | None = None
+        self._by_dims: dict[int, int] = {}
+
+    def add(self, line: bytes) -> None:
+        """Takes one row."""
+        self.rows += 1
+        values = self._read(line).values
+        if values is None:
+            return
+        dims = len(values)
+        self._first = self._first or dims
+        with np.errstate(over="ignore"):
+            sound = not len(_not_finite_rows(values.astype(np.float32)[None]))
+        self._by_dims[dims] = self._by_dims.get(dims, 0) + sound
+
+    def good(self, dims: int | None) -> int:
+        """Rows with a vector of `dims` values; None stands for the first vector's length."""
+        return self._by_dims.get(dims or self._first or 0, 0)
 
 
 def read_blocks(

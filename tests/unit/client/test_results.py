@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embatch.client import results
-from embatch.client.results import read_blocks, text_key
+from embatch.client.results import BLOCK_BYTES, Tally, read_blocks, text_key
 from embatch.types.results import ResultBlock
 
 
@@ -113,6 +113,88 @@ def test_bad_rows_are_named(line: bytes, code: str) -> None:
     block = _only(_line(**_good("x")) + line + _line(**_good("y")), dims=2)
     assert list(block.keys) == ["x", "y"]
     assert [(key, error.code) for key, error in block.errors] == [("a", code)]
+
+
+_BOTH = {"embedding": {"values": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"error": {"code": 13}, "response": _BOTH}, "internal"),
+        ({"error": {}, "response": _BOTH}, "unknown"),
+        ({"error": "INTERNAL: why", "response": _BOTH}, "internal"),
+        ({"response": {**_BOTH, "error": {"code": 8}}}, "resource_exhausted"),
+        ({"response": _BOTH, "status": "UNAVAILABLE: why"}, "unavailable"),
+        ({"response": _BOTH, "status": {"code": 14}}, "unavailable"),
+        (
+            {"predictions": [{"embeddings": {"values": [1, 2]}}], "error": {"code": 1}},
+            "cancelled",
+        ),
+    ],
+)
+def test_an_error_outweighs_a_vector(row: dict[str, Any], code: str) -> None:
+    """A row that bears an error is an error row, whatever else it holds."""
+    for fields in (row, dict(reversed(row.items()))):
+        block = _only(_line(**_good("x")) + _line(key="a", **fields), dims=2)
+        assert list(block.keys) == ["x"]
+        assert [(key, error.code) for key, error in block.errors] == [("a", code)]
+
+
+@pytest.mark.parametrize("empty", [{"error": None}, {"error": ""}, {"status": ""}, {"status": {}}])
+def test_empty_errors_are_none(empty: dict[str, Any]) -> None:
+    """A field for errors that says nothing leaves the vector its place."""
+    block = _only(_line(**_good("a"), **empty))
+    assert list(block.keys) == ["a"]
+    assert block.vectors.tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("values", [[[1, 2]], [[1], [2, 3]], [[1, 2], []], [[[1]], [2, 3]]])
+def test_lists_within_the_list_are_no_vector(values: Any) -> None:
+    """Nested numbers are not strung together to one vector."""
+    block = _only(_line(**_good("x")) + _line(**_good("a", values)), dims=2)
+    assert list(block.keys) == ["x"]
+    assert [(key, error.code) for key, error in block.errors] == [("a", "not_finite")]
+
+
+def test_blocks_are_bounded_in_bytes() -> None:
+    """Long vectors come in fewer rows a block, one at least, and none is lost between blocks."""
+    dims = BLOCK_BYTES // 4 // 3
+    data = b"".join(orjson.dumps(_good(f"k{i}", [i] * dims)) + b"\n" for i in range(7))
+    blocks = list(read_blocks([data]))
+    assert [len(block.keys) for block in blocks] == [3, 3, 1]
+    assert [block.vectors[-1, -1] for block in blocks] == [2, 5, 6]
+    (wide,) = read_blocks([orjson.dumps(_good("w", [1] * (BLOCK_BYTES // 4 + 1)))])
+    assert wide.vectors.shape == (1, BLOCK_BYTES // 4 + 1)
+
+
+_ROWS = st.sampled_from(
+    [
+        _good(values=[1, 2]),
+        _good(values=[1]),
+        _good(values=[1, 2, 3]),
+        _good(values=[]),
+        _good(values=[1, 1e39]),
+        _good(values=[1, None]),
+        {"key": "a", "response": {"embedding": None}},
+        {"key": "a", "response": {}},
+        {"key": "a", "error": {"code": 3}},
+        {"key": "a", "error": {"code": 3}, "response": _BOTH},
+        {"metadata": {"values": [1, 2]}},
+    ]
+)
+
+
+@given(st.lists(_ROWS, min_size=1, max_size=12), st.none() | st.just(2))
+def test_counts_are_what_reading_says(rows: list[dict[str, Any]], dims: int | None) -> None:
+    """A row counts as good exactly if reading gives its vector."""
+    lines = [json.dumps(row).encode() for row in rows]
+    tally = Tally()
+    for line in lines:
+        tally.add(line)
+    blocks = list(read_blocks([line + b"\n" for line in lines], dims=dims))
+    assert tally.rows == len(rows)
+    assert tally.good(dims) == sum(len(block.keys) for block in blocks)
 
 
 @pytest.mark.parametrize("line", [b"{", b"3\n", b'{"key":"a","resp\n', b"\xff\xfe\n"])
