@@ -83,6 +83,9 @@ class RateLimitError(EmbatchError):
 class ProviderUnavailableError(EmbatchError):
     """The service is down, overloaded or out of reach; the call is safe to repeat."""
 
+    retry_after_s: float | None = None
+    """Seconds to wait, where the service asked for a wait."""
+
 
 class BatchNotCompleteError(EmbatchError):
     """Results were asked for before the batch reached its end."""

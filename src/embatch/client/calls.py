@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -44,6 +44,12 @@ class Calls:
     jitter: Callable[[], float] = field(default=random.random, repr=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     """Seconds that only grow."""
+    wall_clock: Callable[[], float] = field(default=time.time, repr=False)
+    """Seconds since 1970, to read dates by."""
+
+    def trying_once(self) -> "Calls":
+        """The same, without a second try."""
+        return replace(self, policy=replace(self.policy, attempts=1))
 
     def request(
         self,
@@ -145,6 +151,7 @@ class Calls:
             attempt=attempt,
             policy=self.policy,
             jitter=self.jitter,
+            now=self.wall_clock,
             creating=creating,
         )
         if not isinstance(verdict, Accepted):

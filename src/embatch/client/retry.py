@@ -2,8 +2,11 @@
 
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import orjson
@@ -120,11 +123,13 @@ def judge(
     attempt: int,
     policy: RetryPolicy,
     jitter: Callable[[], float],
+    now: Callable[[], float] = time.time,
     creating: bool = False,
 ) -> Verdict:
     """What `outcome` of try number `attempt` (from 0) means for the call `what`.
 
-    `what` reads like "creating batch 'x'"; `jitter` gives numbers in 0..1. `creating` marks the
+    `what` reads like "creating batch 'x'"; `jitter` gives numbers in 0..1; `now` is our clock, in
+    seconds since 1970, for dates of services that do not tell theirs. `creating` marks the
     creation of batches, whose quotas free up in minutes at best: without a word from the service
     on how long to wait, its refusal is final.
     """
@@ -134,9 +139,11 @@ def judge(
         return Again(wait_s=wait_s, error=gone, ambiguous=outcome.sent)
     if 200 <= outcome.status < 300:
         return Accepted(response=outcome)
-    failure = _Failure.parse(outcome)
+    failure = _Failure.parse(outcome, now)
     error = _error(failure, what)
     error.service_message = failure.message or None
+    if isinstance(error, ProviderUnavailableError):
+        error.retry_after_s = failure.retry_after_s
     if failure.status == 401:
         return Stale(error=error)
     if isinstance(error, RateLimitError):
@@ -161,7 +168,7 @@ class _Failure:
     retry_after_s: float | None
 
     @classmethod
-    def parse(cls, response: Response) -> "_Failure":
+    def parse(cls, response: Response, now: Callable[[], float]) -> "_Failure":
         error = _error_object(response.body)
         details = [entry for entry in error.get("details") or () if isinstance(entry, dict)]
         message = str(error.get("message") or "")
@@ -176,7 +183,7 @@ class _Failure:
                 for violation in entry.get("violations") or ()
                 if isinstance(violation, dict)
             ],
-            retry_after_s=_retry_after_s(response, details, message),
+            retry_after_s=_retry_after_s(response, details, message, now),
         )
 
 
@@ -192,17 +199,46 @@ def _error_object(body: bytes) -> dict[str, Any]:
 
 
 def _retry_after_s(
-    response: Response, details: Sequence[dict[str, Any]], message: str
+    response: Response,
+    details: Sequence[dict[str, Any]],
+    message: str,
+    now: Callable[[], float],
 ) -> float | None:
     for entry in details:
         seconds = _seconds(str(entry.get("retryDelay") or ""))
         if seconds is not None:
             return seconds
-    header = _seconds(response.headers.get("retry-after", ""))
+    header = _until(response.headers, now)
     if header is not None:
         return header
     spoken = _RETRY_IN.search(message)
-    return float(spoken[1].rstrip(".")) if spoken else None
+    return _seconds(spoken[1].rstrip(".")) if spoken else None
+
+
+def _until(headers: Mapping[str, str], now: Callable[[], float]) -> float | None:
+    """Seconds that the Retry-After header asks for, which is a number of them or a date (RFC 9110).
+
+    A date is held against the service's own clock, its Date header, where it tells it.
+    """
+    text = headers.get("retry-after", "")
+    seconds = _seconds(text)
+    if seconds is not None:
+        return seconds
+    end = _date(text)
+    if end is None:
+        return None
+    begin = _date(headers.get("date", ""))
+    return max(end - (now() if begin is None else begin), 0.0)
+
+
+def _date(text: str) -> float | None:
+    """An HTTP date, in any of its three forms, as seconds since 1970."""
+    try:
+        date = parsedate_to_datetime(text)
+        # asctime's form names no zone: HTTP has none but GMT.
+        return (date if date.tzinfo is not None else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
 
 
 def _seconds(text: str) -> float | None:

@@ -232,3 +232,49 @@ def test_waits_that_are_no_number_are_not_waited_for(delay: str) -> None:
     )
     assert isinstance(verdict, Again)
     assert verdict.wait_s == 1.0
+
+
+_NOW = 1_792_000_000.0  # Wed, 14 Oct 2026 17:46:40 GMT
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "date", "seconds"),
+    [
+        ("Wed, 14 Oct 2026 17:47:10 GMT", "", 30.0),
+        ("Wed, 14 Oct 2026 17:47:10 GMT", "nonsense", 30.0),
+        ("Wed, 14 Oct 2026 17:47:10 GMT", "Wed, 14 Oct 2026 17:47:00 GMT", 10.0),
+        ("Wed, 14 Oct 2026 12:00:30 GMT", "Wed, 14 Oct 2026 12:00:00 GMT", 30.0),
+        ("Wednesday, 14-Oct-26 17:47:10 GMT", "", 30.0),
+        ("Wed Oct 14 17:47:10 2026", "", 30.0),
+        ("Wed, 14 Oct 2026 17:00:00 GMT", "", 0.0),
+        ("Wed, 14 Oct 2026 17:47:10 GMT", "Thu, 15 Oct 2026 17:47:10 GMT", 0.0),
+        ("Wed, 14 Oct 99999 17:47:10 GMT", "", None),
+        ("soon", "", None),
+        ("", "Wed, 14 Oct 2026 17:47:00 GMT", None),
+    ],
+)
+def test_retry_after_as_a_date(retry_after: str, date: str, seconds: float | None) -> None:
+    """A date is held against the service's clock, else against ours; it is never in the past."""
+    response = Response(status=429, headers={"retry-after": retry_after, "date": date}, body=b"")
+    verdict = judge(
+        response,
+        what="x",
+        attempt=0,
+        policy=POLICY,
+        jitter=lambda: 0.0,
+        now=lambda: _NOW,
+    )
+    assert isinstance(verdict, Again)
+    assert isinstance(verdict.error, RateLimitError)
+    assert verdict.error.retry_after_s == seconds
+    assert verdict.wait_s == (0.5 if seconds is None else seconds)
+
+
+def test_outages_tell_their_wait() -> None:
+    """A service that is down and says for how long: the caller hears it."""
+    response = Response(status=503, headers={"retry-after": "7"}, body=b"")
+    verdict = judge(response, what="x", attempt=0, policy=POLICY, jitter=lambda: 0.0)
+    assert isinstance(verdict, Again)
+    assert isinstance(verdict.error, ProviderUnavailableError)
+    assert verdict.error.retry_after_s == 7.0
+    assert verdict.wait_s == 7.0

@@ -94,9 +94,14 @@ _ROWS: Final[Facts] = {
 }
 """How rows are chosen: so many; a share (at least one); by index; by a word in the text; by lot
 for each row. None of them given: one row, or for `row_error` all."""
-_HINTS: Final[Facts] = {"hints": "none", "retry_delay_s": 33.4, "retry_after_s": None}
+_HINTS: Final[Facts] = {
+    "hints": "none",
+    "retry_delay_s": 33.4,
+    "retry_after_s": None,
+    "as_date": False,
+}
 """Details of a 429: none | minute | day | misleading (a day's quota with a delay of seconds);
-`retry_after_s` sets the HTTP header."""
+`retry_after_s` sets the HTTP header, `as_date` spells it as the time of day it leads to."""
 
 _K = FaultKind
 FAULTS: Final[dict[FaultKind, FaultSheet]] = {

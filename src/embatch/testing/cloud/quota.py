@@ -1,5 +1,7 @@
 """Quotas: the bodies of a 429, and the hidden ceilings that lead to one."""
 
+import time
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from embatch.testing.cloud.answers import ApiError
@@ -17,8 +19,10 @@ def rate_limit_error(fault: Fault, model: str | None) -> ApiError:
     hints = fault.arg("hints")
     delay = fault.arg("retry_delay_s")
     headers = {}
-    if fault.arg("retry_after_s") is not None:
-        headers["Retry-After"] = str(fault.arg("retry_after_s"))
+    wait_s = fault.arg("retry_after_s")
+    if wait_s is not None:
+        until = formatdate(time.time() + wait_s, usegmt=True)
+        headers["Retry-After"] = until if fault.arg("as_date") else str(wait_s)
     details: list[dict[str, Any]] = [
         {
             "@type": "type.googleapis.com/google.rpc.Help",
