@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from embatch.types.task import TaskType
@@ -105,20 +106,23 @@ def bare_model_name(name: str) -> str:
 
 
 def find_model(name: str) -> EmbeddingModel:
-    """What is known of a model. An unknown one works like gemini-embedding-001, with a warning."""
+    """What is known of a model. An unknown one works like gemini-embedding-001, with a warning,
+    once in a process."""
     bare = bare_model_name(name)
-    known = MODELS.get(bare)
-    if known is not None:
-        return known
+    return MODELS.get(bare) or _unlisted(bare)
+
+
+@lru_cache(maxsize=256)
+def _unlisted(name: str) -> EmbeddingModel:
     _log.warning(
         "model %s is not in embatch's table (read %s): limits, prices and task handling of "
         "gemini-embedding-001 are assumed",
-        bare,
+        name,
         READ,
     )
-    legacy = bare.startswith(("text-embedding-", "text-multilingual-embedding-"))
+    legacy = name.startswith(("text-embedding-", "text-multilingual-embedding-"))
     return EmbeddingModel(
-        name=bare,
+        name=name,
         dims=3072,
         min_dims=1,
         max_tokens=2048,

@@ -5,13 +5,14 @@ from embatch.testing.cloud.cloud import CloudCrashedError, FakeCloud
 from embatch.testing.cloud.control import Controls
 from embatch.testing.cloud.core import CloudSettings
 from embatch.testing.cloud.faults import FAULTS, Fault, FaultKind, FaultSheet
-from embatch.testing.cloud.models import MODELS, count_tokens
+from embatch.testing.cloud.models import MODELS, UNLISTED_MODEL, count_tokens
 from embatch.testing.cloud.process import CloudProcess, ControlRefusedError
 from embatch.testing.cloud.vectors import expected_vector, expected_vectors
 
 __all__ = [
     "FAULTS",
     "MODELS",
+    "UNLISTED_MODEL",
     "Bill",
     "CloudCrashedError",
     "CloudProcess",

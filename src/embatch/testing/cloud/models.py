@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+UNLISTED_MODEL: Final = "sentence-vectors-9"
+"""A model that no client has heard of, on both APIs."""
 CHARS_PER_TOKEN: Final = 4
 """The fake tokenizer: a token is this many UTF-8 bytes, begun counts as full."""
 
@@ -85,6 +87,8 @@ MODELS: Final[dict[str, ModelCard]] = {
         ModelCard(name="text-embedding-004", **_LEGACY),  # type: ignore[arg-type] # one dict for three cards
         ModelCard(name="text-embedding-005", **_LEGACY),  # type: ignore[arg-type] # one dict for three cards
         ModelCard(name="text-multilingual-embedding-002", **_LEGACY),  # type: ignore[arg-type] # one dict for three cards
+        # Newer than what clients know: in no table of theirs, and its name tells nothing.
+        ModelCard(name=UNLISTED_MODEL, full_dims=1024, min_dims=1),
         ModelCard(name="gemini-2.5-flash", embeds=False),
     )
 }

@@ -98,10 +98,15 @@ def _embed_many(core: Core, request: Request) -> Answer:
 
 
 def _count(core: Core, request: Request) -> Answer:
-    _card(core, request, "countTokens")
+    card = _card(core, request, "countTokens")
     body = request.json()
-    texts = [content_text(content) for content in objects_of(body, "contents")]
-    texts += [str(instance.get("content", "")) for instance in objects_of(body, "instances")]
+    if card.legacy:
+        texts = [str(instance.get("content", "")) for instance in objects_of(body, "instances")]
+    else:
+        texts = [content_text(content) for content in objects_of(body, "contents")]
+    if not texts:
+        needed = "instances" if card.legacy else "contents"
+        raise ApiError(400, f"{needed} is required to count tokens of {card.name}.")
     total = sum(count_tokens(text) for text in texts)
     characters = sum(len("".join(text.split())) for text in texts)
     return json_answer({"totalTokens": total, "totalBillableCharacters": characters})
