@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import httpx2
 
-from embatch.errors import ConfigError, InputError
+from embatch.errors import ConfigError, InputError, InvalidRequestError
 
 CONNECT_TIMEOUT_S: Final = 15.0
 DEFAULT_TIMEOUT_S: Final = 120.0
@@ -162,7 +162,20 @@ def _hush() -> None:
         logging.getLogger(name).addFilter(_WITHOUT_UPLOADS)
 
 
-class Transport:
+class _Closable:
+    """Knows whether it was closed. The HTTP library's own word is lost when calls are under way."""
+
+    _closed = False
+
+    def require_open(self) -> None:
+        """Raises InvalidRequestError after close()."""
+        if self._closed:
+            raise InvalidRequestError(
+                "the client is closed: open another, or make its calls before its `with` ends"
+            )
+
+
+class Transport(_Closable):
     """HTTP in the calling thread. Safe to use from several threads."""
 
     def __init__(
@@ -173,6 +186,7 @@ class Transport:
 
     def send(self, request: Request) -> Response | Lost:
         """The whole answer to `request`."""
+        self.require_open()
         headers, body = _parts(request)
         try:
             answer = self._client.request(
@@ -180,12 +194,16 @@ class Transport:
             )
         except (*_FAILURES, *_MISTAKEN) as error:
             return _lost(error)
+        except RuntimeError:
+            self.require_open()  # closed from another side a moment ago, nothing was sent
+            raise
         return Response(
             status=answer.status_code, headers=_headers(answer.headers), body=answer.content
         )
 
     def open(self, request: Request) -> Stream | Lost:
         """The answer's head; its body is read by `read` and given back by `shut`."""
+        self.require_open()
         headers, body = _parts(request)
         try:
             answer = self._client.send(
@@ -196,6 +214,9 @@ class Transport:
             )
         except (*_FAILURES, *_MISTAKEN) as error:
             return _lost(error)
+        except RuntimeError:
+            self.require_open()  # closed from another side a moment ago, nothing was sent
+            raise
         return Stream(
             status=answer.status_code,
             headers=_headers(answer.headers),
@@ -218,10 +239,11 @@ class Transport:
 
     def close(self) -> None:
         """Closes every connection. Safe to call twice."""
+        self._closed = True
         self._client.close()
 
 
-class AsyncTransport:
+class AsyncTransport(_Closable):
     """HTTP on an event loop."""
 
     def __init__(
@@ -235,6 +257,7 @@ class AsyncTransport:
 
     async def send(self, request: Request) -> Response | Lost:
         """The whole answer to `request`."""
+        self.require_open()
         headers, body = await _aparts(request)
         try:
             answer = await self._client.request(
@@ -242,12 +265,16 @@ class AsyncTransport:
             )
         except (*_FAILURES, *_MISTAKEN) as error:
             return _lost(error)
+        except RuntimeError:
+            self.require_open()  # closed from another side a moment ago, nothing was sent
+            raise
         return Response(
             status=answer.status_code, headers=_headers(answer.headers), body=answer.content
         )
 
     async def open(self, request: Request) -> Stream | Lost:
         """The answer's head; its body is read by `read` and given back by `shut`."""
+        self.require_open()
         headers, body = await _aparts(request)
         try:
             answer = await self._client.send(
@@ -258,6 +285,9 @@ class AsyncTransport:
             )
         except (*_FAILURES, *_MISTAKEN) as error:
             return _lost(error)
+        except RuntimeError:
+            self.require_open()  # closed from another side a moment ago, nothing was sent
+            raise
         return Stream(
             status=answer.status_code,
             headers=_headers(answer.headers),
@@ -280,4 +310,5 @@ class AsyncTransport:
 
     async def close(self) -> None:
         """Closes every connection. Safe to call twice."""
+        self._closed = True
         await self._client.aclose()

@@ -16,18 +16,32 @@ from embatch.types.models import MODELS
 MISSING: Final = RowError(
     code="missing", message="the results hold no row for this input", transient=True
 )
+MOST_ROWS: Final = (2 << 30) // 64
+"""More rows than the largest input file holds: 2 GB, and no row is shorter than 64 bytes."""
 
 
-def own_rows(batch: EmbedContentBatch, first: RowBlock | None) -> int | None:
-    """How many rows a submission of ours wrote under our keys; None for a batch made by others."""
+def tagged_rows(batch: EmbedContentBatch) -> int | None:
+    """How many rows a submission of ours wrote, as the tag of its label says; None without one."""
     label = Label.parse(batch.label)
-    if label is not None:
-        return label.rows
-    prefix = f"{label_hash(batch.label)}:"
-    keys = () if first is None else (*first.block.keys, *(key for key, _ in first.block.errors))
-    if any(key.startswith(prefix) for key in keys):
-        return batch.batch_stats.request_count
-    return None
+    return None if label is None else label.rows
+
+
+def own_index(own: str, key: str) -> int | None:
+    """The index of the input sent under `key`, None for no key of the batch of label hash `own`."""
+    prefix, _, digits = key.partition(":")
+    if prefix != own or not 0 < len(digits) <= len(str(MOST_ROWS)):
+        return None
+    if not (digits.isascii() and digits.isdigit()) or (digits[0] == "0" and digits != "0"):
+        return None
+    index = int(digits)
+    return index if index < MOST_ROWS else None
+
+
+def last_own_index(batch: EmbedContentBatch, blocks: Iterable[RowBlock]) -> int | None:
+    """The highest index among keys that a caller wrote as we do; None when no key is ours."""
+    own = label_hash(batch.label)
+    indices = (own_index(own, key) for block in blocks for key in block.all_keys)
+    return max((index for index in indices if index is not None), default=None)
 
 
 def checked_keys(
@@ -63,14 +77,17 @@ class Aligner:
     """Takes blocks in any order; gives `rows` results in the order of the inputs."""
 
     def __init__(
-        self, batch: EmbedContentBatch, rows: int, *, by_text: Mapping[str, Sequence[int]]
+        self,
+        batch: EmbedContentBatch,
+        rows: int,
+        *,
+        by_text: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         """`by_text` maps the key of a text to the places that hold it, for services that give
-        no key back."""
-        self._name = batch.name
-        self._prefix = f"{label_hash(batch.label)}:"
+        no key back; None while it is not known."""
+        self._name, self._own = batch.name, label_hash(batch.label)
         self.rows = rows
-        self._by_text = by_text
+        self.by_text = by_text
         self._used: dict[str, int] = {}
         self._vectors: NDArray[np.float32] | None = None
         self._tokens: NDArray[np.int64] | None = None
@@ -85,7 +102,8 @@ class Aligner:
             self._claim(places)
             if self._vectors is None:
                 shape = (self.rows, block.vectors.shape[1])
-                self._vectors = np.full(shape, np.nan, dtype=np.float32)
+                # Not filled: each page is touched once, rows without a vector at the end.
+                self._vectors = np.empty(shape, dtype=np.float32)
             self._vectors[places] = block.vectors
         if block.tokens is not None:
             if self._tokens is None:
@@ -106,17 +124,17 @@ class Aligner:
     def _place(self, key: str) -> int:
         if key.startswith(TEXT_KEY):
             return self._place_of_text(key)
-        if not key.startswith(self._prefix):
-            said = "a row without a key" if not key else "a key of another batch"
-            raise self._misaligned(f"{said} is among them")
-        digits = key[len(self._prefix) :]
-        if not (digits.isascii() and digits.isdigit()) or int(digits) >= self.rows:
+        index = own_index(self._own, key)
+        if index is not None and index < self.rows:
+            return index
+        if key.startswith(f"{self._own}:"):
             raise self._misaligned("a key is among them that this batch never sent")
-        return int(digits)
+        said = "a row without a key" if not key else "a key of another batch"
+        raise self._misaligned(f"{said} is among them")
 
     def _place_of_text(self, key: str) -> int:
         """Equal texts have equal vectors: they are given out in the order of the inputs."""
-        places = self._by_text.get(key, ())
+        places = (self.by_text or {}).get(key, ())
         used = self._used.get(key, 0)
         if used >= len(places):
             raise self._misaligned("a text is among them that this batch never sent so often")
@@ -135,7 +153,8 @@ class Aligner:
             self._errors[int(place)] = MISSING
         vectors = self._vectors
         if vectors is None:
-            vectors = np.full((self.rows, dims or 0), np.nan, dtype=np.float32)
+            vectors = np.empty((self.rows, dims or 0), dtype=np.float32)
+        vectors[list(self._errors)] = np.nan
         return BatchEmbeddings(
             vectors=vectors, errors=self._errors, aligned=True, keys=keys, tokens=self._tokens
         )

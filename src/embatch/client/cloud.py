@@ -1,26 +1,29 @@
 """What Client asks of a cloud, and the flows that both clouds share."""
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from embatch.client.alignment import Aligner, checked_keys, expected_dims, in_file_order, own_rows
+from embatch.client.alignment import (
+    Aligner,
+    checked_keys,
+    expected_dims,
+    in_file_order,
+    last_own_index,
+    tagged_rows,
+)
 from embatch.client.calls import Calls
-from embatch.client.flow import Emit, Flow, Notify, Sleep, perform
+from embatch.client.flow import Emit, Flow, perform
 from embatch.client.requests import EmbedOptions, is_text
 from embatch.client.results import RowBlock
 from embatch.errors import (
     BatchFailedError,
     BatchNotCompleteError,
-    BatchTimeoutError,
     EmbatchError,
     IndeterminateError,
     InvalidRequestError,
-    ProviderUnavailableError,
 )
 from embatch.types.batch import EmbedContentBatch
 from embatch.types.embedding import BatchEmbeddings, ContentEmbedding
@@ -31,16 +34,6 @@ from embatch.types.state import JobState
 T = TypeVar("T")
 Sink = Callable[[RowBlock], Flow[None]]
 
-POLL_STEPS_S: Final = ((100, 2.0), (1_000, 5.0), (10_000, 10.0))
-"""Batches of fewer rows are looked at every so many seconds."""
-SLOWEST_START_S: Final = 30.0
-BACKOFF: Final = 1.5
-LONGEST_POLL_S: Final = 600.0
-LEAST_TIMEOUT_S: Final = 600.0
-TIMEOUT_PER_ROW_S: Final = 1.0
-TIMEOUT_MARGIN_S: Final = 120.0
-STOP_TIMEOUT_S: Final = 600.0
-"""Longest wait for a cancelled batch to end before it is deleted."""
 LABEL_CHARS: Final = 128
 """Longest display name that both services take; our tag is part of it."""
 _log = logging.getLogger("embatch.client")
@@ -121,12 +114,14 @@ class Cloud(Protocol):
 
     @property
     def calls(self) -> Calls: ...
+    def trying_once(self) -> "Cloud": ...
     def create(self, new: NewBatch) -> Flow[EmbedContentBatch]: ...
     def create_from_file(self, new: NewFileBatch) -> Flow[EmbedContentBatch]: ...
     def find(self, label: str) -> Flow[EmbedContentBatch | None]: ...
     def get(self, name: str) -> Flow[EmbedContentBatch]: ...
     def rows(self, batch: EmbedContentBatch, sink: Sink) -> Flow[None]: ...
     def texts_of(self, _: EmbedContentBatch, /) -> Flow[dict[str, list[int]]]: ...
+    def sent_rows(self, _: EmbedContentBatch, /) -> Flow[int | None]: ...
     def list_batches(self) -> Flow[None]: ...
     def cancel(self, name: str) -> Flow[None]: ...
     def delete(self, name: str) -> Flow[None]: ...
@@ -171,35 +166,55 @@ def read_embeddings(
 ) -> Flow[BatchEmbeddings]:
     """The results of a finished batch, aligned with its inputs where embatch made it."""
     known = yield from finished(cloud, batch)
-    aligner: Aligner | None = None
-    held: list[RowBlock] = []
-    started = False
-
-    def begin(first: RowBlock | None) -> Flow[None]:
-        nonlocal aligner, started
-        started = True
-        rows = own_rows(known, first)
-        if rows is not None:
-            by_text: dict[str, list[int]] = {}
-            if first is not None and first.is_keyed_by_text:
-                by_text = yield from cloud.texts_of(known)
-            aligner = Aligner(known, rows, by_text=by_text)
+    dims, rows = expected_dims(known), tagged_rows(known)
+    if rows is None:
+        return (yield from _read_untagged(cloud, known, keys, dims))
+    names = checked_keys(known, keys, rows)
+    aligner = Aligner(known, rows)
 
     def take(block: RowBlock) -> Flow[None]:
-        if not started:
-            yield from begin(block)
-        if aligner is None:
-            held.append(block)
-        else:
-            aligner.add(block)
+        yield from _align(cloud, known, aligner, block)
 
     yield from cloud.rows(known, take)
-    if not started:
-        yield from begin(None)
-    dims = expected_dims(known)
-    if aligner is None:
+    return aligner.finish(dims=dims, keys=names)
+
+
+def _align(cloud: Cloud, batch: EmbedContentBatch, aligner: Aligner, block: RowBlock) -> Flow[None]:
+    if aligner.by_text is None and block.is_keyed_by_text:
+        aligner.by_text = yield from cloud.texts_of(batch)
+    aligner.add(block)
+
+
+def _read_untagged(
+    cloud: Cloud, batch: EmbedContentBatch, keys: Sequence[str] | None, dims: int | None
+) -> Flow[BatchEmbeddings]:
+    """Aligned by keys that a caller wrote as we do, else in the order of the results.
+
+    All blocks are held until the last one: only together do they tell whose keys they bear.
+    """
+    held: list[RowBlock] = []
+
+    def take(block: RowBlock) -> Flow[None]:
+        held.append(block)
+        return
+        yield  # a flow without effects
+
+    yield from cloud.rows(batch, take)
+    last = last_own_index(batch, held)
+    if last is None:
+        if keys is not None:
+            raise InvalidRequestError(
+                f"the rows of {batch.name} bear keys of their own, which keys= cannot rename: "
+                "leave keys= out and read .keys of the results"
+            )
         return in_file_order(held, dims=dims)
-    return aligner.finish(dims=dims, keys=checked_keys(known, keys, aligner.rows))
+    rows = len(keys) if keys is not None else (yield from cloud.sent_rows(batch))
+    if rows is None:
+        rows = max(last + 1, batch.batch_stats.request_count)
+    aligner = Aligner(batch, rows)
+    for block in held:
+        yield from _align(cloud, batch, aligner, block)
+    return aligner.finish(dims=dims, keys=checked_keys(batch, keys, rows))
 
 
 def emit_blocks(cloud: Cloud, batch: EmbedContentBatch | str) -> Flow[None]:
@@ -210,84 +225,3 @@ def emit_blocks(cloud: Cloud, batch: EmbedContentBatch | str) -> Flow[None]:
         yield from perform(Emit(value=block.block))
 
     yield from cloud.rows(known, sink)
-
-
-def first_interval_s(rows: int) -> float:
-    """Seconds between polls of a batch of so many rows, while it moves."""
-    return next((seconds for most, seconds in POLL_STEPS_S if rows < most), SLOWEST_START_S)
-
-
-def adapted_timeout_s(rows: int) -> float:
-    """How long a batch of so many rows is waited for when nothing else is asked."""
-    return max(LEAST_TIMEOUT_S, rows * TIMEOUT_PER_ROW_S + TIMEOUT_MARGIN_S)
-
-
-def await_completion(
-    cloud: Cloud,
-    name: str,
-    *,
-    poll_interval: float | None,
-    timeout: float | None,
-    on_progress: Callable[[EmbedContentBatch], object] | None,
-) -> Flow[EmbedContentBatch]:
-    """Polls a batch to its end, ever more rarely while nothing moves."""
-    if poll_interval is not None and not 0.0 < poll_interval < math.inf:
-        raise InvalidRequestError(f"poll_interval must be seconds over 0, not {poll_interval!r}")
-    if timeout is not None and not timeout >= 0.0:
-        raise InvalidRequestError(f"timeout must be seconds from 0 on, not {timeout!r}")
-    clock = cloud.calls.clock
-    begun, last, interval = clock(), None, 0.0
-    batch: EmbedContentBatch | None = None
-    while True:
-        batch = yield from _look(cloud, name, batch)
-        if on_progress is not None:
-            yield from perform(Notify(call=partial(on_progress, batch)))
-        if batch.is_terminal:
-            return batch
-        rows = batch.batch_stats.request_count
-        limit = adapted_timeout_s(rows) if timeout is None else timeout
-        moved = (batch.state, batch.batch_stats)
-        if poll_interval is not None:
-            interval = poll_interval
-        elif moved != last:
-            interval = first_interval_s(rows)
-        else:
-            interval = min(interval * BACKOFF, LONGEST_POLL_S)
-        last = moved
-        pause = interval if poll_interval is not None else _jittered(interval, cloud.calls.jitter)
-        left = begun + limit - clock()
-        if left <= 0:
-            raise BatchTimeoutError(
-                f"{batch.name} is still {batch.state} after {limit:g} seconds. It goes on: wait "
-                "again with a longer timeout, or ask for its status later.",
-                name=batch.name,
-            )
-        yield from perform(Sleep(seconds=min(pause, left)))
-
-
-def _look(cloud: Cloud, name: str, seen: EmbedContentBatch | None) -> Flow[EmbedContentBatch]:
-    """The batch as it is now; as it was `seen` last while the service is out of reach."""
-    try:
-        return (yield from cloud.get(name))
-    except ProviderUnavailableError as error:
-        if seen is None:
-            raise
-        _log.warning("%s; the wait goes on", error)
-        return seen
-
-
-def _jittered(seconds: float, jitter: Callable[[], float]) -> float:
-    return min(seconds * (0.9 + 0.2 * jitter()), LONGEST_POLL_S)
-
-
-def wait_until_stopped(cloud: Cloud, name: str) -> Flow[EmbedContentBatch]:
-    """Cancels a running batch and waits for its end: deleting it would not stop its bill."""
-    batch = yield from cloud.get(name)
-    if batch.is_terminal:
-        return batch
-    yield from cloud.cancel(name)
-    return (
-        yield from await_completion(
-            cloud, name, poll_interval=None, timeout=STOP_TIMEOUT_S, on_progress=None
-        )
-    )

@@ -9,21 +9,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from embatch.client import files
-from embatch.client.alignment import expected_dims
+from embatch.client.alignment import expected_dims, tagged_rows
 from embatch.client.calls import Calls, create_once, parse_object
-from embatch.client.cloud import (
-    NewBatch,
-    NewFileBatch,
-    Sink,
-    created_or_undone,
-    wait_until_stopped,
-)
-from embatch.client.cutter import DocumentCutter
+from embatch.client.cloud import NewBatch, NewFileBatch, Sink, created_or_undone
+from embatch.client.cutter import DocumentCutter, LineCutter
 from embatch.client.embeds import embed_in_groups, vectors_of
 from embatch.client.flow import Emit, Flow, ReadStream, ShutStream, Sleep, Work, perform
 from embatch.client.requests import EmbedOptions, build_batch, build_inline, build_lines, spool
-from embatch.client.results import BlockBuilder, LineCutter
+from embatch.client.results import BlockBuilder, Tally
 from embatch.client.retry import Again
+from embatch.client.waiting import wait_until_stopped
 from embatch.client.wire import (
     integer,
     is_embedding_operation,
@@ -77,6 +72,10 @@ class Gemini:
     calls: Calls
     version: str
     """Version of the API in every path: "v1beta"."""
+
+    def trying_once(self) -> "Gemini":
+        """The same operations, each call tried once: for a caller who tries again by itself."""
+        return replace(self, calls=self.calls.trying_once())
 
     # Batches.
 
@@ -168,20 +167,32 @@ class Gemini:
                 return
 
     def get(self, name: str) -> Flow[EmbedContentBatch]:
-        """The batch as it is now. Rows in its document are counted and passed over."""
-        counts = [0, 0]
+        """The batch as it is now. Rows in its document are counted, not kept.
+
+        They outweigh the counts that the service tells: a row without a sound vector has failed,
+        as get_batch_embeddings says of it, and so has one that is not there.
+        """
+        seen = Tally()
 
         def count(row: bytes) -> Flow[None]:
-            counts[b'"values"' in row] += 1
+            seen.add(row)
             return
             yield  # a flow without effects
 
         document = yield from self._walk(*self._document(name), count)
-        failed, good = counts
-        tally = EmbedContentBatchStats(
-            request_count=failed + good, successful_request_count=good, failed_request_count=failed
+        batch = parse_operation(document, holds_rows=seen.rows > 0)
+        if not seen.rows:
+            return batch
+        total = max(tagged_rows(batch) or 0, seen.rows)
+        good = seen.good(expected_dims(batch))
+        left = 0 if batch.is_terminal else total - seen.rows
+        stats = EmbedContentBatchStats(
+            request_count=total,
+            successful_request_count=good,
+            failed_request_count=total - good - left,
+            pending_request_count=left,
         )
-        return parse_operation(document, tally=tally if failed + good else None)
+        return replace(batch, batch_stats=stats)
 
     def _document(self, name: str) -> tuple[str, Request]:
         name = batch_name(name)
@@ -229,6 +240,11 @@ class Gemini:
     def texts_of(self, _: EmbedContentBatch, /) -> Flow[dict[str, list[int]]]:
         """The Gemini API always gives keys back."""
         return {}
+        yield  # a flow without effects
+
+    def sent_rows(self, _: EmbedContentBatch, /) -> Flow[int | None]:
+        """Files that were uploaded cannot be read back: nothing tells."""
+        return None
         yield  # a flow without effects
 
     def cancel(self, name: str) -> Flow[None]:

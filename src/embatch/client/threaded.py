@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from embatch.client.cloud import Cloud, await_completion, emit_blocks, read_embeddings
+from embatch.client.cloud import Cloud, emit_blocks, read_embeddings
 from embatch.client.files import JSONL
 from embatch.client.flow import Flow, Thread, drive, stream
 from embatch.client.open import DEFAULT_MODEL, DEFAULT_WAIT_S, build_access, opened
@@ -19,6 +19,7 @@ from embatch.client.submissions import (
     new_batch,
     new_file_batch,
 )
+from embatch.client.waiting import await_completion
 from embatch.config import CloudSettings
 from embatch.transport import DEFAULT_TIMEOUT_S, Transport
 from embatch.types.batch import EmbedContentBatch
@@ -92,10 +93,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes every connection. Safe to call twice."""
+        """Closes every connection; later calls are InvalidRequestErrors. Safe to call twice."""
         self._performer.transport.close()
 
     def _cloud(self, auth: str | None) -> Cloud:
+        self._performer.transport.require_open()
         return opened(self._access, self._clouds, auth)
 
     def _run(self, flow: Flow[T]) -> T:

@@ -1,7 +1,6 @@
 """Vertex AI and Cloud Storage: the same operations, each as a flow."""
 
 import logging
-import secrets
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,24 +9,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from embatch.client.alignment import expected_dims
+from embatch.client import objects
+from embatch.client.alignment import expected_dims, own_index
 from embatch.client.calls import Calls, create_once
-from embatch.client.cloud import (
-    NewBatch,
-    NewFileBatch,
-    Sink,
-    created_or_undone,
-    wait_until_stopped,
-)
+from embatch.client.cloud import NewBatch, NewFileBatch, Sink, created_or_undone
 from embatch.client.embeds import embed_in_groups, vectors_of
-from embatch.client.files import part_beside
 from embatch.client.flow import Emit, Flow, Sleep, Work, perform
 from embatch.client.requests import EmbedOptions, build_vertex_lines, spool
-from embatch.client.results import BlockBuilder, LineCutter, text_key
+from embatch.client.results import BlockBuilder, text_key
 from embatch.client.vertex_places import Places, object_name
+from embatch.client.waiting import wait_until_stopped
 from embatch.client.wire import integer, parse_job, parse_model
 from embatch.errors import (
-    InputError,
     InvalidRequestError,
     NotFoundError,
     ProviderUnavailableError,
@@ -36,6 +29,7 @@ from embatch.types.batch import EmbedContentBatch
 from embatch.types.embedding import ContentEmbedding
 from embatch.types.files import RemoteFile
 from embatch.types.label import Label, label_hash
+from embatch.types.models import find_model
 
 if TYPE_CHECKING:
     from embatch.storage import ObjectStorage
@@ -57,6 +51,10 @@ class Vertex:
     places: Places
     open_storage: Callable[[], "ObjectStorage"] = field(repr=False)
 
+    def trying_once(self) -> "Vertex":
+        """The same operations, each call tried once: for a caller who tries again by itself."""
+        return replace(self, calls=self.calls.trying_once())
+
     # Batches.
 
     def create(self, new: NewBatch) -> Flow[EmbedContentBatch]:
@@ -69,7 +67,7 @@ class Vertex:
         with tempfile.TemporaryDirectory(prefix="embatch-") as place:
             path = Path(place) / "input.jsonl"
             yield from perform(Work(call=lambda: spool(lines, path)))
-            yield from self._put(uri, path)
+            yield from objects.put(self.open_storage(), uri, path)
         made = yield from created_or_undone(
             self._create(label.text, new.options.model.name, uri, folder, new.priority),
             lambda: self.delete_file(uri),
@@ -84,27 +82,13 @@ class Vertex:
             uri = object_name(new.remote)
             return (yield from self._create(new.label, new.model, uri, folder, new.priority))
         staged = f"{folder}/input.jsonl"
-        yield from self._put(staged, new.path)
+        yield from objects.put(self.open_storage(), staged, new.path)
         return (
             yield from created_or_undone(
                 self._create(new.label, new.model, staged, folder, new.priority),
                 lambda: self.delete_file(staged),
             )
         )
-
-    def _put(self, uri: str, path: Path) -> Flow[None]:
-        if not path.is_file() or not path.stat().st_size:
-            raise InputError(f"{path} is no file with anything in it")
-        storage = self.open_storage()
-
-        def put() -> None:
-            try:
-                path.open("rb").close()
-            except OSError as error:
-                raise InputError(f"{path} cannot be read: {error.strerror}") from None
-            storage.put(uri, path)
-
-        yield from perform(Work(call=put))
 
     def _create(
         self, label: str, model: str, uri: str, folder: str, priority: int
@@ -134,11 +118,11 @@ class Vertex:
         )
 
     def find(self, label: str) -> Flow[EmbedContentBatch | None]:
-        """The batch that bears `label`, after a complete look through the list."""
+        """The batch that bears `label`, whatever its model, after a complete look."""
         token = ""
         while True:
-            batches, token = yield from self._page(token)
-            found = next((batch for batch in batches if batch.label == label), None)
+            jobs, token = yield from self._page(token)
+            found = next((job for job in jobs if job.label == label), None)
             if found is not None or not token:
                 return found
 
@@ -149,20 +133,18 @@ class Vertex:
             query={"pageSize": PAGE_SIZE, "pageToken": token},
         )
         page = yield from self.calls.json("listing batches", request)
-        jobs = [
-            parse_job(document)
-            for document in page.get("batchPredictionJobs") or ()
-            if "embedding" in str(document.get("model") or "")
-        ]
+        jobs = [parse_job(document) for document in page.get("batchPredictionJobs") or ()]
         return jobs, str(page.get("nextPageToken") or "")
 
     def list_batches(self) -> Flow[None]:
         """Emits every embedding batch of the project and location."""
         token = ""
         while True:
-            batches, token = yield from self._page(token)
-            for batch in batches:
-                yield from perform(Emit(value=batch))
+            jobs, token = yield from self._page(token)
+            for job in jobs:
+                # The list holds jobs of all kinds of models; the tag tells ours.
+                if "embedding" in job.model or Label.parse(job.label) is not None:
+                    yield from perform(Emit(value=job))
             if not token:
                 return
 
@@ -192,21 +174,10 @@ class Vertex:
                 yield from sink(block)
 
         for uri in results:
-            yield from self._lines(uri, add)
+            yield from objects.lines(storage, uri, add)
         last = builder.finish()
         if last is not None:
             yield from sink(last)
-
-    def _lines(self, uri: str, take: Callable[[bytes], Flow[None]]) -> Flow[None]:
-        """Gives every line of an object to `take`."""
-        chunks = self.open_storage().read(uri)
-        lines = LineCutter()
-        while True:
-            chunk = yield from perform(Work(call=lambda: next(chunks, b"")))
-            for line in lines.feed(chunk) if chunk else lines.finish():
-                yield from take(line)
-            if not chunk:
-                return
 
     def texts_of(self, batch: EmbedContentBatch, /) -> Flow[dict[str, list[int]]]:
         """Places by text, read from the staged input: older models give no keys back."""
@@ -222,8 +193,27 @@ class Vertex:
             yield  # a flow without effects
 
         if batch.input_config.file is not None:
-            yield from self._lines(batch.input_config.file, note)
+            yield from objects.lines(self.open_storage(), batch.input_config.file, note)
         return places
+
+    def sent_rows(self, batch: EmbedContentBatch, /) -> Flow[int | None]:
+        """How many rows a caller sent under keys like ours, as the staged input tells."""
+        own, last = label_hash(batch.label), -1
+
+        def note(line: bytes) -> Flow[None]:
+            nonlocal last
+            index = own_index(own, str(orjson.loads(line).get("key")))
+            last = last if index is None else max(last, index)
+            return
+            yield  # a flow without effects
+
+        if batch.input_config.file is None:
+            return None
+        try:
+            yield from objects.lines(self.open_storage(), batch.input_config.file, note)
+        except NotFoundError:
+            return None  # removed since, or a pattern of several objects
+        return last + 1 if last >= 0 else None
 
     def cancel(self, name: str) -> Flow[None]:
         """Asks for the batch's end. It comes later, and the batch may still complete."""
@@ -244,7 +234,7 @@ class Vertex:
             output = batch.output.directory if batch.output is not None else None
             places = [place for place in (batch.input_config.file, output) if place]
             for folder in sorted({p.partition(own)[0] + own for p in places if own in p}):
-                yield from self._clear(folder)
+                yield from objects.clear(self.open_storage(), folder)
 
     def _operation_done(self, what: str, operation: Mapping[str, Any]) -> Flow[None]:
         for _ in range(OPERATION_POLLS):
@@ -255,14 +245,6 @@ class Vertex:
             request = self.calls.request("GET", f"/{self.places.version}/{name}")
             operation = yield from self.calls.json(what, request)
         raise ProviderUnavailableError(f"{what}: accepted, but not done after a minute")
-
-    def _clear(self, folder: str) -> Flow[None]:
-        storage = self.open_storage()
-
-        def clear() -> None:
-            storage.delete([entry.uri for entry in storage.list(folder)])
-
-        yield from perform(Work(call=clear))
 
     def update(self, name: str, *, priority: int) -> Flow[EmbedContentBatch]:
         """Vertex AI has no priorities."""
@@ -277,53 +259,31 @@ class Vertex:
         self, path: Path, *, display_name: str, mime_type: str = ""
     ) -> Flow[RemoteFile]:
         """Copies a local file into the staging folder."""
-        folder = self.places.folder(f"{display_name} {secrets.token_hex(8)}")
-        uri = f"{folder}/{path.name}"
-        yield from self._put(uri, path)
-        return RemoteFile(
-            name=uri,
-            display_name=display_name,
-            mime_type=mime_type,
-            size_bytes=path.stat().st_size,
-            state="active",
+        return (
+            yield from objects.upload(
+                self.open_storage(),
+                self.places,
+                path,
+                display_name=display_name,
+                mime_type=mime_type,
+            )
         )
 
     def get_file(self, name: str) -> Flow[RemoteFile]:
         """What Cloud Storage knows of an object."""
-        storage = self.open_storage()
-        found = yield from perform(Work(call=lambda: storage.look_at(object_name(name))))
-        return RemoteFile(name=found.uri, size_bytes=found.size_bytes, state="active")
+        return (yield from objects.get(self.open_storage(), object_name(name)))
 
     def delete_file(self, name: str) -> Flow[None]:
         """Removes an object."""
-        storage = self.open_storage()
-        yield from perform(Work(call=lambda: storage.delete([object_name(name)])))
+        yield from objects.delete(self.open_storage(), object_name(name))
 
     def list_files(self) -> Flow[None]:
         """Emits every object of the staging folder."""
-        storage, staging = self.open_storage(), self.places.root
-        for entry in (yield from perform(Work(call=lambda: storage.list(staging)))):
-            file = RemoteFile(name=entry.uri, size_bytes=entry.size_bytes, state="active")
-            yield from perform(Emit(value=file))
+        yield from objects.listed(self.open_storage(), self.places.root)
 
     def download_file(self, name: str, path: Path) -> Flow[Path]:
         """Copies an object to a local file, which appears when it is whole."""
-        uri, storage = object_name(name), self.open_storage()
-        part = part_beside(path)
-
-        def copy() -> None:
-            try:
-                with part.open("wb") as file:
-                    for chunk in storage.read(uri):
-                        file.write(chunk)
-                part.replace(path)
-            except OSError as error:
-                raise InputError(f"{path} cannot be written: {error.strerror}") from None
-            finally:
-                part.unlink(missing_ok=True)
-
-        yield from perform(Work(call=copy))
-        return path
+        return (yield from objects.download_to(self.open_storage(), object_name(name), path))
 
     # Now.
 
@@ -372,10 +332,14 @@ class Vertex:
 
     def count_tokens(self, texts: Sequence[str], model: str) -> Flow[int]:
         """Tokens of the texts, together."""
-        body = {"contents": [{"role": "user", "parts": [{"text": text}]} for text in texts]}
-        request = self.calls.request(
-            "POST", f"{self.places.publisher(model)}:countTokens", body=body
-        )
+        known = find_model(model)
+        if known.flat_rows:
+            body: dict[str, Any] = {"instances": [{"content": text} for text in texts]}
+        else:
+            contents = [{"role": "user", "parts": [{"text": text}]} for text in texts]
+            body = {"contents": contents}
+        path = f"{self.places.publisher(known.name)}:countTokens"
+        request = self.calls.request("POST", path, body=body)
         answer = yield from self.calls.json("counting tokens", request)
         return integer(answer.get("totalTokens"))
 

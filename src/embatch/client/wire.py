@@ -110,19 +110,17 @@ def _named(label: object) -> tuple[str, str]:
     return (parsed.display_name if parsed else text), text
 
 
-def parse_operation(
-    document: Object, *, tally: EmbedContentBatchStats | None = None
-) -> EmbedContentBatch:
+def parse_operation(document: Object, *, holds_rows: bool = False) -> EmbedContentBatch:
     """A batch of the Gemini API, from its long-running operation.
 
-    `tally` counts rows that were seen; it outweighs what the document says.
+    `holds_rows`: there were rows in the document, cut out of it on the way.
     """
     metadata = _object(document.get("metadata")) or document
     name = document.get("name") or metadata.get("name")
     if not isinstance(name, str) or not name:
         raise ProviderUnavailableError("the service's answer names no batch: try again later")
     done = document.get("done") is True
-    output = _output(metadata.get("output"), document.get("response"), tally)
+    output = _output(metadata.get("output"), document.get("response"), holds_rows=holds_rows)
     error = _error(document.get("error"))
     display_name, label = _named(pick(metadata, "displayName", "display_name"))
     return EmbedContentBatch(
@@ -132,7 +130,7 @@ def parse_operation(
         model=bare_model_name(str(metadata.get("model") or "")),
         state=_settled(parse_state(metadata.get("state")), done=done, output=output, error=error),
         done=done,
-        batch_stats=tally or _stats(pick(metadata, "batchStats", "batch_stats")),
+        batch_stats=_stats(pick(metadata, "batchStats", "batch_stats")),
         priority=integer(metadata.get("priority")),
         create_time=parse_time(metadata.get("createTime")),
         update_time=parse_time(metadata.get("updateTime")),
@@ -154,9 +152,7 @@ def _stats(value: object) -> EmbedContentBatchStats:
     )
 
 
-def _output(
-    output: object, response: object, tally: EmbedContentBatchStats | None
-) -> BatchOutput | None:
+def _output(output: object, response: object, *, holds_rows: bool) -> BatchOutput | None:
     for holder in (output, response):
         file = pick(holder, "responsesFile", "responses_file")
         if isinstance(file, str) and file:
@@ -165,7 +161,7 @@ def _output(
         pick(holder, "inlinedResponses", "inlinedEmbedContentResponses") is not None
         for holder in (output, response)
     )
-    return BatchOutput(inlined=True) if listed or tally is not None else None
+    return BatchOutput(inlined=True) if listed or holds_rows else None
 
 
 def is_embedding_operation(document: Object) -> bool:
@@ -201,17 +197,18 @@ def parse_job(document: Object) -> EmbedContentBatch:
 
 
 def _completion(value: object, label: Label | None) -> EmbedContentBatchStats:
-    successful = integer(pick(value, "successfulCount"))
-    failed = integer(pick(value, "failedCount"))
     # Unknown counts are "-1" on Vertex AI.
-    left = max(integer(pick(value, "incompleteCount")), 0)
+    successful, failed, left = (
+        max(integer(pick(value, name)), 0)
+        for name in ("successfulCount", "failedCount", "incompleteCount")
+    )
     sent = label.rows if label is not None and label.rows is not None else 0
     total = max(successful + failed + left, sent)
     return EmbedContentBatchStats(
         request_count=total,
-        successful_request_count=max(successful, 0),
-        failed_request_count=max(failed, 0),
-        pending_request_count=max(total - successful - failed, 0),
+        successful_request_count=successful,
+        failed_request_count=failed,
+        pending_request_count=total - successful - failed,
     )
 
 

@@ -442,10 +442,3 @@ def test_titles_go_with_documents_only(case: Any) -> None:
     """A title without task_type="retrieval_document" is refused."""
     with pytest.raises(InvalidRequestError, match="title"):
         case.client.async_batch_embed_contents(["a"], display_name="x", title="T")
-
-
-def test_unknown_models_work_with_a_warning(case: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A model that the table lacks is warned about; what the service says of it counts."""
-    with pytest.raises(NotFoundError):
-        case.client.async_batch_embed_contents(["a"], display_name="x", model="embedding-9")
-    assert "embedding-9 is not in embatch's table" in caplog.text

@@ -67,13 +67,6 @@ def test_quota_errors_of_interactive_calls(case: Any) -> None:
     assert case.sleeps[-1] > case.sleeps[0]
 
 
-def test_tokens_are_counted(gemini: Any) -> None:
-    """One text or several, together."""
-    one = gemini.client.count_tokens("hello world")
-    assert one > 0
-    assert gemini.client.count_tokens(["hello world", "hello world"]) == 2 * one
-
-
 def test_models_are_listed(case: Any) -> None:
     """The service's models, page by page behind the scenes."""
     case.fault("small_pages", size=1)

@@ -148,6 +148,39 @@ def test_retry_after_is_heard(case: Any) -> None:
     assert 7.0 <= case.sleeps[0] <= 8.0
 
 
+def test_retry_after_as_a_time_of_day_is_heard(case: Any) -> None:
+    """The header's other form, a date, is read as well."""
+    made = case.client.async_batch_embed_contents(TEXTS, display_name="x")
+    case.fault(
+        "rate_limited", times=1, retry_after_s=60, as_date=True, match={"route": case.route("get")}
+    )
+    case.sleeps.clear()
+    case.client.get_batch_status(made.name)
+    assert 58.0 <= case.sleeps[0] <= 61.0
+
+
+@pytest.mark.parametrize("fault", ["rate_limited", "server_error", "reset_before"])
+def test_waiting_outlives_trouble_that_passes(case: Any, fault: str) -> None:
+    """Quotas and outages, from the first look on and longer than any retry: the end is seen."""
+    made = case.client.async_batch_embed_contents(TEXTS, display_name="x")
+    case.cloud.finish(made.name)
+    case.fault(fault, times=8, match={"route": case.route("get")})
+    case.sleeps.clear()
+    batch = case.client.await_batch_completion(made.name, poll_interval=3.0)
+    assert batch.is_terminal
+    assert case.sleeps == [3.0] * 8
+
+
+def test_waiting_keeps_the_wait_it_is_given(case: Any) -> None:
+    """A quota that names its wait: no look comes before, however short the interval."""
+    made = case.client.async_batch_embed_contents(TEXTS, display_name="x")
+    case.cloud.finish(made.name)
+    case.fault("rate_limited", times=1, retry_after_s=90, match={"route": case.route("get")})
+    case.sleeps.clear()
+    assert case.client.await_batch_completion(made.name, poll_interval=0.01).is_terminal
+    assert case.sleeps == [90.0]
+
+
 @pytest.mark.parametrize("hints", ["day", "misleading"])
 def test_quotas_of_the_day_end_the_tries(case: Any, hints: str) -> None:
     """A day's quota is not tried again in seconds, whatever the answer says to wait."""

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embatch.client.alignment import Aligner, checked_keys, in_file_order, own_rows
+from embatch.client.alignment import (
+    MOST_ROWS,
+    Aligner,
+    checked_keys,
+    in_file_order,
+    last_own_index,
+    tagged_rows,
+)
 from embatch.client.results import BlockBuilder, RowBlock
 from embatch.errors import AlignmentError, InvalidRequestError
 from embatch.types.batch import EmbedContentBatch
@@ -86,7 +93,10 @@ def test_every_input_has_its_own_result(kinds: list[str], random: Any) -> None:
             assert np.isnan(found.to_numpy()[i]).all()
 
 
-BAD_KEYS = ["other:0", "", "5", "{own}:{n}", "{own}:-1", "{own}:", "{own}:1x", "{own}:²", "{own}:0"]
+BAD_KEYS = [
+    *("other:0", "", "5", "{own}:{n}", "{own}:-1", "{own}:", "{own}:1x", "{own}:²", "{own}:0"),
+    *("{own}:00", "{own}:+0", "{own}: 0", f"{{own}}:{'9' * 5000}", f"{{own}}:{MOST_ROWS}"),
+]
 
 
 @given(
@@ -117,13 +127,15 @@ def test_others_batches_come_in_file_order() -> None:
 
 
 def test_whose_batch_it_is() -> None:
-    """Our tag says how many rows were sent; a foreign batch has none of ours."""
-    batch = _batch(7)
-    assert own_rows(batch, None) == 7
+    """Our tag says how many rows were sent; without it the keys do, on whatever block they come."""
+    assert tagged_rows(_batch(7)) == 7
     foreign = EmbedContentBatch(
         name="batches/y", display_name="y", label="y", model="m", state=JobState.COMPLETED
     )
-    assert own_rows(foreign, _blocks([_good("mine-1", 1)])[0]) is None
+    assert tagged_rows(foreign) is None
+    assert last_own_index(foreign, _blocks([_good("mine-1", 1)])) is None
+    lines = [b"{", b'{"key":"?","error":{"code":3}}', _good(wire_key("y", 4), 1)]
+    assert last_own_index(foreign, _blocks([*lines, _good(wire_key("y", 0), 1)], 1)) == 4
 
 
 def test_keys_must_be_the_ones_submitted() -> None:

@@ -8,9 +8,24 @@ import pytest
 
 from embatch.client.auth import NoAuthorization
 from embatch.client.calls import Calls
-from embatch.client.cloud import Cloud, adapted_timeout_s, await_completion, first_interval_s
+from embatch.client.cloud import Cloud
 from embatch.client.flow import Flow, Thread, drive
-from embatch.errors import BatchTimeoutError, ProviderUnavailableError
+from embatch.client.waiting import (
+    adapted_timeout_s,
+    await_completion,
+    first_interval_s,
+    wait_until_stopped,
+)
+from embatch.errors import (
+    AuthenticationError,
+    BatchTimeoutError,
+    EmbatchError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    ProviderUnavailableError,
+    RateLimitError,
+)
 from embatch.transport import Transport
 from embatch.types.batch import EmbedContentBatch, EmbedContentBatchStats
 from embatch.types.state import JobState
@@ -41,6 +56,13 @@ class _Cloud:
             jitter=lambda: 0.5,
         )
         self._clock, self._look = clock, look
+
+    def trying_once(self) -> "_Cloud":
+        return self
+
+    def cancel(self, _: str) -> Flow[None]:
+        raise InvalidRequestError("cancelling batches/x: 400 FAILED_PRECONDITION.")
+        yield  # a flow without effects
 
     def get(self, _: str) -> Flow[EmbedContentBatch]:
         return self._look(self._clock.now)
@@ -113,14 +135,86 @@ def test_outages_are_waited_through() -> None:
     assert clock.now >= 200
 
 
-def test_services_that_never_answered_end_the_wait() -> None:
-    """A first look that fails is told at once: the address may be wrong."""
+def _passing(error: EmbatchError, until: float) -> Callable[[float], EmbedContentBatch]:
+    def look(now: float) -> EmbedContentBatch:
+        if now < until:
+            raise error
+        return replace(_BATCH, state=JobState.COMPLETED)
 
-    def look(_: float) -> EmbedContentBatch:
-        raise ProviderUnavailableError("refused")
+    return look
 
-    with pytest.raises(ProviderUnavailableError):
-        _wait(look)
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ProviderUnavailableError("looking at batches/x: 503."),
+        RateLimitError("looking at batches/x: 429."),
+        RateLimitError("looking at batches/x: 429.", per_day=True),
+    ],
+)
+def test_trouble_that_passes_is_outlived(error: EmbatchError) -> None:
+    """From the first look on, up to the wait's own timeout."""
+    seen: list[EmbedContentBatch] = []
+    batch, clock = _wait(_passing(error, 500), on_progress=seen.append)
+    assert batch.state is JobState.COMPLETED
+    assert clock.slept[:3] == [2.0, 3.0, 4.5]
+    assert seen == [batch]
+    late, clock = _wait(_passing(error, 700))
+    assert isinstance(late, BatchTimeoutError)
+    assert late.name == "batches/x"
+    assert str(error) in str(late)
+    assert clock.now == 600
+
+
+@pytest.mark.parametrize("poll_interval", [None, 1.0])
+def test_waits_that_services_ask_for_are_kept(poll_interval: float | None) -> None:
+    """No look comes before the time that the service named; the timeout stands all the same."""
+    asked = RateLimitError("looking at batches/x: 429.", retry_after_s=100.0)
+    looks: list[float] = []
+
+    def look(now: float) -> EmbedContentBatch:
+        looks.append(now)
+        return _passing(asked, 250)(now)
+
+    batch, _ = _wait(look, poll_interval=poll_interval)
+    assert batch.state is JobState.COMPLETED
+    assert looks == [0.0, 100.0, 200.0, 300.0]
+    looks.clear()
+    late, clock = _wait(look, poll_interval=poll_interval, timeout=150.0)
+    assert isinstance(late, BatchTimeoutError)
+    assert looks == [0.0, 100.0]
+    assert clock.now == 150.0
+
+
+@pytest.mark.parametrize(
+    "error", [AuthenticationError, PermissionDeniedError, NotFoundError, InvalidRequestError]
+)
+def test_trouble_that_stays_ends_the_wait(error: type[EmbatchError]) -> None:
+    """Waiting mends no key, no right and no name."""
+    with pytest.raises(error):
+        _wait(_passing(error("x"), 10))
+
+
+def test_looks_are_tried_once() -> None:
+    """The next look is the second try: tries within a look would overrun the timeout."""
+    calls = Calls(base_url="", authorization=NoAuthorization())
+    assert calls.policy.attempts > 1
+    assert calls.trying_once().policy.attempts == 1
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_cancels_refused_because_a_batch_has_ended(ends: bool) -> None:
+    """A batch that ends between look and cancel is stopped; a refusal of other cause is told."""
+    looks = iter([_BATCH, replace(_BATCH, state=JobState.COMPLETED) if ends else _BATCH])
+    clock = _Clock()
+    cloud = _Cloud(clock, lambda _: next(looks))
+    flow = wait_until_stopped(cast(Cloud, cloud), "batches/x")
+    performer = Thread(Transport(), sleep=clock.sleep)
+    if ends:
+        assert drive(flow, performer).is_terminal
+        return
+    with pytest.raises(InvalidRequestError):
+        drive(flow, performer)
 
 
 @pytest.mark.parametrize(("rows", "limit"), [(10, 600.0), (481, 601.0), (10_000, 10_120.0)])
