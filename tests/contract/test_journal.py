@@ -273,13 +273,22 @@ def test_copies_wait_until_no_earlier_batch_is_open(journal: Journal) -> None:
     assert found.batch.kind == "copies"
 
 
-def test_next_due_is_the_earliest_unfinished_batch(journal: Journal) -> None:
-    """Sleepers wake for the earliest step, and not at all when all is done."""
+def test_next_due_is_the_earliest_step_that_nobody_has_in_hand(journal: Journal) -> None:
+    """Sleepers wake for the earliest free step, and not at all for what is leased or done."""
     assert journal.leases.next_due("r1") is None
+    assert not journal.leases.has_steps("r1")
     plan(journal, start(journal), embed(), embed(first=4))
-    held = claimed(journal)
-    journal.leases.release(held.batch.id, held.token, next_at=NOW + 50)
     assert journal.leases.next_due("r1") == NOW
+    for wait_s in (50, 20):
+        held = claimed(journal)
+        event = BatchEvent.UPLOAD_STARTED
+        moved = journal.batches.transition(
+            held.batch, held.token, event, now=NOW, attempt=1, label=f"label {wait_s}"
+        )
+        assert journal.leases.next_due("r1") == (None if wait_s == 50 else NOW + 50)
+        journal.leases.release(moved.id, held.token, next_at=NOW + wait_s)
+    assert journal.leases.next_due("r1") == NOW + 20
+    assert journal.leases.has_steps("r1")
 
 
 def test_cancelling_voids_leases_of_batches_and_planning(journal: Journal) -> None:

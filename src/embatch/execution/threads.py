@@ -4,15 +4,18 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from embatch.errors import EmbatchError, JournalError, LeaseLostError, TransitionRefusedError
+from embatch.execution.keeper import HeldLease, LeaseKeeper
 from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.process import is_known_dead, owner_identity
 from embatch.runs.advance import advance
+from embatch.runs.config import RunConfig
 from embatch.runs.context import RunContext
 from embatch.runs.finish import fail_run, finish_run
 from embatch.runs.outcomes import After, Done, Now, Outcome, Stuck
@@ -26,6 +29,18 @@ LEASE_S = 60.0
 IDLE_S = 0.5
 """Longest sleep of a thread with nothing to do: other processes may have made work."""
 WORKING_STATES = (RunState.PLANNING, RunState.RUNNING)
+
+_Work = Callable[[HeldLease], None]
+"""A step, to be taken while its lease is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A step that is due, with the lease under which it may be taken."""
+
+    run: RunRecord
+    token: str
+    work: _Work
 
 
 class ThreadExecutor:
@@ -49,27 +64,30 @@ class ThreadExecutor:
         self._contexts: dict[str, RunContext] = {}
         self._unworkable: set[str] = set()
         self._opening = threading.Lock()
-        self._held: set[str] = set()
-        self._holding = threading.Lock()
-        self._wake = threading.Condition()
+        self._keeper = LeaseKeeper(journal.leases, lease_s=LEASE_S)
+        self._planned_here: set[str] = set()
+        self._looking = threading.Lock()
+        self._wake = threading.Event()
+        self._news = threading.Event()
         self._stopping = threading.Event()
-        self._idle = threading.Event()
         self._failure: BaseException | None = None
 
     def stop(self) -> None:
         """Asks the threads to end after their present step. Safe in a signal handler's thread."""
         self._stopping.set()
+        self._news.set()
 
     def work(
         self,
         run_ids: Sequence[str] | None = None,
         *,
         until: Callable[[], bool],
-        poll_s: float = 0.1,
+        poll_s: float = 0.5,
     ) -> None:
         """Takes steps of `run_ids`, or of every run, until `until()` holds or `stop` is called.
 
-        `until` is asked every `poll_s` seconds, in the calling thread. An error that belongs to
+        `until` is asked in the calling thread, every `poll_s` seconds and when a run has ended or
+        its plan stands. An error that belongs to
         no run, such as a journal that is gone, is raised here.
         """
         self._journal.leases.release_dead(is_known_dead)
@@ -77,70 +95,65 @@ class ThreadExecutor:
             threading.Thread(target=self._loop, args=(run_ids,), name=f"embatch-step-{n}")
             for n in range(self._threads)
         ]
-        keeper = threading.Thread(target=self._keep_leases, name="embatch-leases")
-        for thread in (keeper, *threads):
+        self._keeper.start()
+        for thread in threads:
             thread.start()
         try:
-            while not self._stopping.is_set() and not until():
-                self._stopping.wait(poll_s)
+            while not self._stopping.is_set():
+                self._news.clear()
+                if until():
+                    break
+                self._news.wait(poll_s)
         finally:
             self._stopping.set()
-            with self._wake:
-                self._wake.notify_all()
+            self._wake.set()
             for thread in threads:
                 thread.join()
-            self._idle.set()
-            keeper.join()
+            self._keeper.stop()
         if self._failure is not None:
             raise self._failure
 
     def _loop(self, run_ids: Sequence[str] | None) -> None:
         try:
             while not self._stopping.is_set():
-                if not self._step(run_ids):
-                    self._rest(run_ids)
+                # One thread at a time looks for work, or sleeps until there is some.
+                with self._looking:
+                    found = self._next_step(run_ids)
+                if found is not None:
+                    self._take(found)
         except BaseException as error:  # noqa: BLE001 - a thread's outer edge: `work` raises it
             self._failure = error
-            self._stopping.set()
+            self.stop()
 
-    def _runs(self, run_ids: Sequence[str] | None) -> list[RunRecord]:
-        runs = self._journal.list_runs(states=WORKING_STATES)
-        wanted = [run for run in runs if run_ids is None or run.id in run_ids]
-        return sorted(wanted, key=lambda run: (-run.priority, run.created_at))
+    def _next_step(self, run_ids: Sequence[str] | None) -> _Found | None:
+        """Waits until a step is due and leases it; None when it is time to stop."""
+        while not self._stopping.is_set():
+            self._wake.clear()
+            runs = self._journal.list_runs(states=WORKING_STATES)
+            wanted = [run for run in runs if run_ids is None or run.id in run_ids]
+            for run in sorted(wanted, key=lambda run: (-run.priority, run.created_at)):
+                try:
+                    found = self._find(run, alone=run_ids is not None)
+                except JournalError:
+                    raise  # says nothing about the run
+                except Exception as error:  # noqa: BLE001 - it is recorded in the run
+                    self._fail(run, error)
+                    continue
+                if found is not None:
+                    return found
+            self._rest(wanted)
+        return None
 
-    def _step(self, run_ids: Sequence[str] | None) -> bool:
-        """Takes one step of some run. False when none is due."""
-        for run in self._runs(run_ids):
-            context = self._context(run, alone=run_ids is not None)
-            if context is None:
-                continue
-            try:
-                if self._step_of(run, context):
-                    return True
-            except (LeaseLostError, TransitionRefusedError):
-                log.info("run %s: another process took over a step", run.id)
-                return True
-            except JournalError:
-                raise  # says nothing about the run
-            except (EmbatchError, OSError) as error:
-                code = type(error).__name__ if isinstance(error, EmbatchError) else "StorageError"
-                fail_run(self._journal, run.id, str(error), code=code, now=self._clock())
-                return True
-            except Exception as error:  # noqa: BLE001 - a step's outer edge: it is recorded
-                # Where, not what: the message of a foreign error may hold a user's text.
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                what = f"unexpected {type(error).__name__} at {place.name}:{place.lineno}"
-                log.error("run %s: a step broke: %s", run.id, what)
-                fail_run(self._journal, run.id, what, now=self._clock())
-                return True
-        return False
-
-    def _step_of(self, run: RunRecord, context: RunContext) -> bool:
-        if run.state is RunState.PLANNING and self._plan(run, context):
-            return True
+    def _find(self, run: RunRecord, *, alone: bool) -> _Found | None:
+        context = self._context(run, alone=alone)
+        if context is None:
+            return None
+        if run.state is RunState.PLANNING and (token := self._lease_planning(run.id)):
+            return _Found(run, token, partial(self._plan, context))
         if self._planning_only:
-            return False
-        claim = self._journal.leases.claim_step(
+            return None
+        leases = self._journal.leases
+        claim = leases.claim_step(
             run.id,
             owner=self._owner,
             lease_s=LEASE_S,
@@ -148,38 +161,83 @@ class ThreadExecutor:
             max_in_flight=context.provider.limits.max_in_flight_batches,
         )
         if claim is not None:
-            self._advance(claim, context)
-            return True
-        return run.state is RunState.RUNNING and self._finish(run, context)
+            return _Found(run, claim.token, partial(self._advance, claim, context))
+        if run.state is not RunState.RUNNING or leases.has_steps(run.id):
+            return None
+        if (token := self._lease_planning(run.id)) is None:
+            return None
+        return _Found(run, token, partial(self._finish, context))
 
-    def _plan(self, run: RunRecord, context: RunContext) -> bool:
-        with self._planning_lease(run.id) as token:
-            if token is None:
-                return False
-            advance_planning(context, token, self._stopping.is_set)
-            return True
-
-    def _finish(self, run: RunRecord, context: RunContext) -> bool:
-        if self._journal.leases.next_due(run.id) is not None:
-            return False
-        with self._planning_lease(run.id) as token:
-            if token is None or context.run().state is not RunState.RUNNING:
-                return False
-            finish_run(context, token)
-            return True
-
-    def _advance(self, claim: Claim, context: RunContext) -> None:
-        with self._hold(claim.token):
+    def _take(self, found: _Found) -> None:
+        """Takes a step. What it meets is written into its run, unless it says nothing of it."""
+        with self._keeper.hold(found.token) as lease:
             try:
-                outcome = advance(claim, context)
-            except BaseException:
-                self._release(claim, After(seconds=IDLE_S))
+                found.work(lease)
+            except (LeaseLostError, TransitionRefusedError):
+                log.info("run %s: another process took over a step", found.run.id)
+            except JournalError:
                 raise
+            except Exception as error:  # noqa: BLE001 - a step's outer edge: it is recorded
+                self._keeper.renew()
+                if lease.is_held():
+                    self._fail(found.run, error)
+        self._wake.set()
+
+    def _fail(self, run: RunRecord, error: Exception) -> None:
+        """Ends a run with the error of its step."""
+        if isinstance(error, EmbatchError):
+            code, what = type(error).__name__, str(error)
+        elif isinstance(error, OSError):
+            code, what = "StorageError", str(error)
+        else:
+            # Where, not what: the message of a foreign error may hold a user's text.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            code = "EmbatchError"
+            what = f"unexpected {type(error).__name__} at {place.name}:{place.lineno}"
+            log.error("run %s: a step broke: %s", run.id, what)
+        fail_run(self._journal, run.id, what, code=code, now=self._clock())
+        self._news.set()
+
+    def _lease_planning(self, run_id: str) -> str | None:
+        """Leases the planning or the finish of a run; None while anyone has it."""
+        if run_id in self._planned_here:
+            return None
+        token = self._journal.leases.claim_planning(run_id, owner=self._owner, lease_s=LEASE_S)
+        if token is not None:
+            self._planned_here.add(run_id)
+        return token
+
+    def _plan(self, context: RunContext, lease: HeldLease) -> None:
+        def stopping() -> bool:
+            return lease.lost or self._stopping.is_set()
+
+        try:
+            advance_planning(context, lease.token, stopping)
+        finally:
+            self._end_planning(context.run_id, lease.token)
+
+    def _finish(self, context: RunContext, lease: HeldLease) -> None:
+        try:
+            if context.run().state is RunState.RUNNING:
+                finish_run(context, lease.token)
+        finally:
+            self._end_planning(context.run_id, lease.token)
+
+    def _end_planning(self, run_id: str, token: str) -> None:
+        self._journal.leases.release_planning(run_id, token)
+        self._planned_here.discard(run_id)
+        self._news.set()
+
+    def _advance(self, claim: Claim, context: RunContext, lease: HeldLease) -> None:
+        try:
+            outcome = advance(claim, context, lease.is_held)
+        except BaseException:
+            self._release(claim, After(seconds=IDLE_S))
+            raise
         if isinstance(outcome, Stuck):
             fail_run(self._journal, claim.batch.run_id, outcome.error, now=self._clock())
+            self._news.set()
         self._release(claim, outcome)
-        with self._wake:
-            self._wake.notify_all()
 
     def _release(self, claim: Claim, outcome: Outcome) -> None:
         now = self._clock()
@@ -204,51 +262,13 @@ class ThreadExecutor:
             case Now() | Done():
                 leases.release(claim.batch.id, claim.token, next_at=now)
 
-    def _rest(self, run_ids: Sequence[str] | None) -> None:
+    def _rest(self, runs: Sequence[RunRecord]) -> None:
+        """Sleeps until a step is due or a thread of this process has ended one."""
         now = self._clock()
-        due = [self._journal.leases.next_due(run.id) for run in self._runs(run_ids)]
+        due = [self._journal.leases.next_due(run.id) for run in runs]
         earliest = min((moment for moment in due if moment is not None), default=now + IDLE_S)
-        with self._wake:
-            # A batch that is due but leased or held back must not make this a busy loop.
-            self._wake.wait(min(IDLE_S, max(0.02, earliest - now)))
-
-    @contextmanager
-    def _planning_lease(self, run_id: str) -> Iterator[str | None]:
-        token = self._journal.leases.claim_planning(run_id, owner=self._owner, lease_s=LEASE_S)
-        if token is None:
-            yield None
-            return
-        try:
-            with self._hold(token):
-                yield token
-        finally:
-            self._journal.leases.release_planning(run_id, token)
-
-    @contextmanager
-    def _hold(self, token: str) -> Iterator[None]:
-        with self._holding:
-            self._held.add(token)
-        try:
-            yield
-        finally:
-            with self._holding:
-                self._held.discard(token)
-
-    def _keep_leases(self) -> None:
-        while not self._idle.wait(LEASE_S / 4):
-            with self._holding:
-                held = set(self._held)
-            for token in held:
-                try:
-                    self._journal.leases.renew([token], lease_s=LEASE_S)
-                except LeaseLostError:
-                    with self._holding:
-                        ended = token not in self._held
-                    if not ended:
-                        # The step is refused when it journals; nothing is written twice.
-                        log.warning("a lease was lost while its step ran")
-                except EmbatchError as error:
-                    log.warning("leases could not be renewed: %s", error)
+        # A batch that is due but held back must not make this a busy loop.
+        self._wake.wait(min(IDLE_S, max(0.05, earliest - now)))
 
     def _context(self, run: RunRecord, *, alone: bool) -> RunContext | None:
         """The run's world; None if this process cannot work it, which says nothing of others.
@@ -258,7 +278,8 @@ class ThreadExecutor:
         with self._opening:
             if run.id in self._unworkable:
                 return None
-            if run.id not in self._contexts:
+            context = self._contexts.get(run.id)
+            if context is None or context.config != RunConfig.from_json(run.config):
                 try:
                     self._contexts[run.id] = self._open_context(run)
                 except EmbatchError as error:

@@ -182,25 +182,39 @@ class LeaseTable:
                     ).rowcount
         return freed
 
+    def has_steps(self, run_id: str) -> bool:
+        """Some batch of the run still needs a step, now or later."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            left = connection.execute(
+                select(table.id)
+                .where(table.run_id == run_id, table.state.in_(_UNFINISHED))
+                .limit(1)
+            ).first()
+        return left is not None
+
     def next_due(self, run_id: str) -> float | None:
-        """When the run's next step is due; None when no step is left.
+        """When the next step that nobody has in hand is due; None when there is none.
 
         Batches that wait to be begun count only while none is under way: the end of one is what
         makes room for them.
         """
         table = batches_table.c
-        earliest = [
-            select(func.min(table.next_at))
-            .where(table.run_id == run_id, table.state == state)
-            .scalar_subquery()
-            for state in _UNFINISHED
-        ]
         with self._database.read() as connection:
-            *active, planned = connection.execute(select(*earliest)).one()
-        due: float | None = min(
-            (moment for moment in active if moment is not None), default=planned
-        )
-        return due
+            free = _free(batches_table, self._database.lease_now(connection))
+            under_way = connection.execute(
+                select(func.count(), func.min(table.next_at).filter(free)).where(
+                    table.run_id == run_id, table.state.in_(_ACTIVE)
+                )
+            ).one()
+            if under_way[0]:
+                due: float | None = under_way[1]
+                return due
+            return connection.execute(
+                select(func.min(table.next_at)).where(
+                    table.run_id == run_id, table.state == BatchState.PLANNED.value
+                )
+            ).scalar()
 
     def is_worked(self, run_id: str, *, now: float) -> bool:
         """Some process holds a lease of the run, or takes its steps when they are due."""

@@ -57,6 +57,8 @@ class RemoteStatus:
     """Why the job ended badly, without users' texts."""
     refused: bool = False
     """The job failed because of what is in it: smaller batches may find the row at fault."""
+    poll_after_s: float | None = None
+    """When the next look is worth it, in seconds from now; None when that cannot be foreseen."""
 
 
 class Provider(Protocol):

@@ -22,6 +22,10 @@ MAX_BATCH_BYTES: Final = 64 * 2**20
 MAX_IN_FLIGHT_BATCHES: Final = 4
 """Enough to keep the engine busy while others are staged and collected."""
 POLL_INTERVAL_S: Final = 0.2
+"""Before the first look, which foresees the next one."""
+SOONEST_POLL_S: Final = 0.05
+LATEST_POLL_S: Final = 1.0
+"""A batch is looked at as often at least, so that progress shows."""
 CLOSE_TIMEOUT_S: Final = 60.0
 """Longer than any slice takes."""
 
@@ -124,6 +128,7 @@ class LocalProvider:
             progress=batch.progress,
             has_results=batch.done and batch.rows_done > 0,
             error=batch.error,
+            poll_after_s=_poll_after_s(scheduler.remaining_s(batch)),
         )
 
     def results(self, name: str) -> Iterator[ResultBlock]:
@@ -200,6 +205,14 @@ class LocalProvider:
                 )
                 self._scheduler.start()
             return self._store, self._scheduler
+
+
+def _poll_after_s(remaining_s: float | None) -> float:
+    """When to look again: at the foreseen end; ever later when a batch is overdue."""
+    if remaining_s is None:
+        return POLL_INTERVAL_S
+    wait_s = remaining_s if remaining_s > 0 else -remaining_s / 4
+    return min(LATEST_POLL_S, max(SOONEST_POLL_S, wait_s))
 
 
 def open_local(

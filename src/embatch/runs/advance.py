@@ -34,9 +34,14 @@ _POLL_BY_ITEMS = ((100, 2.0), (1_000, 5.0), (10_000, 10.0))
 _POLL_LARGEST_S = 30.0
 
 
-def advance(claim: Claim, context: RunContext) -> Outcome:
-    """Takes the one step that the batch's state asks for. The lease of `claim` must be held."""
-    step = Step(claim.batch, claim.token, context)
+def advance(
+    claim: Claim, context: RunContext, is_held: Callable[[], bool] = lambda: True
+) -> Outcome:
+    """Takes the one step that the batch's state asks for. The lease of `claim` must be held.
+
+    Long steps ask `is_held` on their way and end with LeaseLostError when it is not.
+    """
+    step = Step(claim.batch, claim.token, context, is_held)
     try:
         return _STEPS[claim.batch.state](step)
     except RateLimitError as error:
@@ -142,8 +147,10 @@ def _poll(step: Step) -> Outcome:
         return Now()
     moved = (status.progress.succeeded, status.progress.failed) != (batch.succeeded, batch.failed)
     polls = 0 if moved else batch.polls + 1
-    step.note(polls=polls, **_counts(status))
-    return After(seconds=poll_interval(batch, context, polls=polls))
+    foreseen = status.poll_after_s if context.config.poll_interval_s is None else None
+    if moved or foreseen is None:
+        step.note(polls=polls, **_counts(status))
+    return After(seconds=foreseen or poll_interval(batch, context, polls=polls))
 
 
 def _collect(step: Step) -> Outcome:

@@ -40,6 +40,7 @@ def collect_results(step: Step) -> Outcome:
         join = Join(label=str(batch.label), items=batch.items, space=context.space, into=matrix)
         try:
             for block in context.provider.results(str(batch.remote_name)):
+                step.check_lease()
                 join.add(block)
         except NotFoundError:
             if context.provider.limits.billed:
@@ -128,6 +129,7 @@ def write_part(step: Step, stage: StageFile, matrix: Matrix, good: Any) -> Finis
         offset = 0
         for batch in stage.read():
             for start in range(0, batch.num_rows, WRITE_ROWS):
+                step.check_lease()
                 rows = pa.Table.from_batches([batch.slice(start, WRITE_ROWS)]).select(columns)
                 here = slice(offset, offset + rows.num_rows)
                 kept = good[here]

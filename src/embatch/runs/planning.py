@@ -109,8 +109,10 @@ class _Stopped(Exception):  # noqa: N818 - no error: a person or a timeout asked
 
 
 def _digest(context: RunContext, token: str, stopping: Callable[[], bool]) -> None:
-    folder = context.paths.work / "digest"
-    shutil.rmtree(folder, ignore_errors=True)
+    # A planner whose lease ran out may still write: each has a folder of its own.
+    for old_folder in context.paths.work.glob("digest*"):
+        shutil.rmtree(old_folder, ignore_errors=True)
+    folder = context.paths.work / f"digest-{token}"
     context.checkpoint("plan.digest")
     reuse = context.config.reuse
     old = None if reuse is None else old_records(reuse)
@@ -123,6 +125,9 @@ def _digest(context: RunContext, token: str, stopping: Callable[[], bool]) -> No
         digest = read_digest(open_run_source(context), folder, reuse=old, on_progress=look_up)
     except _Stopped:
         return
+    if stopping():
+        return
+    folder.rename(context.paths.work / "digest")
     context.checkpoint("plan.digested")
     context.journal.update_run(context.run_id, now=context.now(), rows=digest.rows)
     _save(context, token, Plan(phase="stage"))

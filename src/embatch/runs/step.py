@@ -1,9 +1,11 @@
 """A claimed batch in its run's world, with the words to journal what happens to it."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from embatch.datasets.stage import StageFile
+from embatch.errors import LeaseLostError
 from embatch.journal.records import BatchRecord
 from embatch.runs.context import RunContext
 from embatch.types.state import BatchEvent
@@ -16,17 +18,24 @@ class Step:
     batch: BatchRecord
     token: str
     context: RunContext
+    is_held: Callable[[], bool]
+    """The lease is ours, as far as this process knows."""
 
     def move(self, event: BatchEvent, **facts: Any) -> "Step":
         """Journals `event` and its facts; gives the step on the batch as it stands now."""
         batch = self.context.journal.batches.transition(
             self.batch, self.token, event, now=self.context.now(), **facts
         )
-        return Step(batch, self.token, self.context)
+        return replace(self, batch=batch)
 
     def note(self, **facts: Any) -> None:
         """Journals facts that change no state."""
         self.context.journal.batches.note(self.batch, self.token, now=self.context.now(), **facts)
+
+    def check_lease(self) -> None:
+        """Raises LeaseLostError when another process has the batch by now: long work ends here."""
+        if not self.is_held():
+            raise LeaseLostError(f"batch {self.batch.number} was taken over by another process")
 
     def stage(self) -> StageFile:
         """The batch's frozen items."""

@@ -110,7 +110,8 @@ def next_slice_items(
     `items` is the size so far; `rows` the last slice had, fewer at a batch's end, where a fast
     one says little about a full one.
     """
-    fitting = int(rows * target_s / elapsed_s) if elapsed_s > 0 else largest
+    fast = rows * target_s >= largest * elapsed_s
+    fitting = largest if fast else int(rows * target_s / elapsed_s)
     if fitting >= items > rows:
         return items
     return max(min(items, SMALLEST_SLICE), min(fitting, items * 2, largest))

@@ -19,9 +19,11 @@ from embatch.datasets.spool import spool_data
 from embatch.errors import (
     IndeterminateError,
     InvalidRequestError,
+    LeaseLostError,
     ProviderUnavailableError,
     RateLimitError,
 )
+from embatch.journal.leases import Claim
 from embatch.journal.store import Journal
 from embatch.runs.advance import advance
 from embatch.runs.config import RunConfig
@@ -42,7 +44,9 @@ DIMS = 8
 class Replay:
     """A run whose every step the test takes itself, in no time."""
 
-    def __init__(self, folder: Path, provider: FakeProvider, texts: list[str]) -> None:
+    def __init__(
+        self, folder: Path, provider: FakeProvider, texts: list[str], *, planned: bool = True
+    ) -> None:
         self.clock = FakeClock()
         self.provider = provider
         self.texts = texts
@@ -67,26 +71,34 @@ class Replay:
             clock=self.clock,
             chance=random.Random(1),
         )
-        self._plan()
+        if planned:
+            self.plan()
 
-    def _plan(self) -> None:
+    def plan(self) -> None:
+        """Every planning step that is left."""
         while self.context.run().state is RunState.PLANNING:
-            token = self.journal.leases.claim_planning(
-                self.context.run_id, owner="test", lease_s=60
-            )
-            assert token is not None
-            advance_planning(self.context, token, lambda: False)
-            self.journal.leases.release_planning(self.context.run_id, token)
+            self.plan_once()
 
-    def step(self) -> Outcome | None:
-        """The next step that is due, None when none is."""
-        claim = self.journal.leases.claim_step(
+    def plan_once(self) -> None:
+        """One planning step."""
+        token = self.journal.leases.claim_planning(self.context.run_id, owner="test", lease_s=60)
+        assert token is not None
+        advance_planning(self.context, token, lambda: False)
+        self.journal.leases.release_planning(self.context.run_id, token)
+
+    def claim(self) -> Claim | None:
+        """The lease of the next step that is due, None when none is."""
+        return self.journal.leases.claim_step(
             self.context.run_id,
             owner="test",
             lease_s=60,
             now=self.clock(),
             max_in_flight=self.provider.limits.max_in_flight_batches,
         )
+
+    def step(self) -> Outcome | None:
+        """The next step that is due, None when none is."""
+        claim = self.claim()
         if claim is None:
             return None
         outcome = advance(claim, self.context)
@@ -162,6 +174,46 @@ def failing(times: int, error: Exception) -> Callable[[str], None]:
             raise error
 
     return hook
+
+
+def test_a_lost_lease_ends_a_long_step_midway(replay: Replays) -> None:
+    """Collecting stops at the next block, nothing is journaled, no hidden part stays behind."""
+    run = replay(FakeProvider())
+    while BatchState.READY not in run.states():
+        if run.step() is None:
+            run.clock.advance(1.0)
+    claim = run.claim()
+    assert claim.batch.state is BatchState.READY
+    checks = iter([True])
+    with pytest.raises(LeaseLostError, match="batch 0 was taken over"):
+        advance(claim, run.context, lambda: next(checks, False))
+    assert not any(path.is_file() for path in run.context.paths.parts.glob("**/*part*"))
+    run.journal.leases.release(claim.batch.id, claim.token, next_at=run.clock())
+    run.work()
+    run.assert_right()
+
+
+def test_an_expired_planner_cannot_touch_its_successors_digest(tmp_path: Path) -> None:
+    """It wakes after its lease ran out, finds that out, and leaves the digest as it stands."""
+    run = Replay(tmp_path, FakeProvider(), ["a", "b", "a"], planned=False)
+    leases, run_id = run.journal.leases, run.context.run_id
+    sleeper = leases.claim_planning(run_id, owner="sleeper", lease_s=-1)
+    assert sleeper is not None
+    woken = iter([False])
+
+    def stopping() -> bool:
+        if next(woken, True):
+            if run.context.run().plan is None:
+                run.plan_once()
+            return True
+        return False
+
+    advance_planning(run.context, sleeper, stopping)
+    run.plan()
+    run.work()
+    run.assert_right()
+    assert not list(run.context.paths.work.glob("digest-*"))
+    run.journal.close()
 
 
 def test_a_good_day_buys_every_row_once(replay: Replays) -> None:
