@@ -97,8 +97,8 @@ class Aligner:
     def add(self, rows: RowBlock) -> None:
         """Takes a block. AlignmentError for a key that is unknown, foreign or there twice."""
         block = rows.block
-        places = np.array([self._place(key) for key in block.keys], dtype=np.int64)
-        if len(places):
+        places = [self._place(key) for key in block.keys]
+        if places:
             self._claim(places)
             if self._vectors is None:
                 shape = (self.rows, block.vectors.shape[1])
@@ -113,11 +113,11 @@ class Aligner:
             if not key:
                 continue  # a line that could not be read: its input turns up as missing
             place = self._place(key)
-            self._claim(np.array([place]))
+            self._claim([place])
             self._errors[place] = error
 
-    def _claim(self, places: NDArray[np.int64]) -> None:
-        if self._filled[places].any() or len(np.unique(places)) != len(places):
+    def _claim(self, places: list[int]) -> None:
+        if self._filled[places].any() or len(set(places)) != len(places):
             raise self._misaligned("a key stands there twice")
         self._filled[places] = True
 

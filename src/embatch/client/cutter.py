@@ -12,10 +12,9 @@ LISTS: Final = frozenset({b'"inlinedResponses"', b'"inlinedEmbedContentResponses
 """Names of the list of rows; services nest it in an object of the same name."""
 VECTOR: Final = b'"values"'
 
-_NOT_NUMBERS: Final = (b'"', b"[", b"{")
-
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|["{}\[\]]', re.DOTALL)
-"""A whole string, the start of one that is not whole yet, or a bracket."""
+_TOKEN: Final = re.compile(rb'("(?:[^"\\]|\\.)*+")|(\{)|(\[)|(\})|(\])|"', re.DOTALL)
+"""A whole string or a bracket, numbered; a bare quote begins a string that is not whole yet."""
+_STRING, _OBJECT, _LIST, _OBJECT_END = 1, 2, 3, 4
 
 
 class LineCutter:
@@ -69,15 +68,15 @@ class DocumentCutter:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The rows that are whole with `chunk`, each the bytes of one JSON object."""
-        self._buffer = self._buffer[self._done :] + chunk
+        rest = self._buffer[self._done :]
+        self._buffer = rest + chunk if rest else chunk
         self._seen -= self._done
         self._done = 0
-        rows: list[bytes] = []
-        while self._next_token(rows):
-            pass
+        rows = self._scan()
+        self.rows += len(rows)
         if not self._list_depth:
             self._keep(self._seen)
-        elif self._depth == self._list_depth:
+        elif self._depth == self._list_depth or not self._giving:
             self._done = self._seen
         return rows
 
@@ -89,52 +88,59 @@ class DocumentCutter:
         self._envelope.append(self._buffer[self._done : end])
         self._done = end
 
-    def _next_token(self, rows: list[bytes]) -> bool:
-        """Takes one token; False when there is none before more bytes come."""
-        if self._in_vector:
-            end = self._buffer.find(b"]", self._seen)
-            stop = end if end >= 0 else len(self._buffer)
-            # What a user wrote under the same name may hold more than numbers.
-            plain = all(self._buffer.find(mark, self._seen, stop) < 0 for mark in _NOT_NUMBERS)
-            self._in_vector = plain and end < 0
-            if plain:
-                self._seen = stop
+    def _scan(self) -> list[bytes]:
+        """Looks at every token that is whole. Each costs time: state is kept in local names."""
+        buffer, search = self._buffer, _TOKEN.search
+        seen, depth, name = self._seen, self._depth, self._name
+        rows: list[bytes] = []
+        while True:
             if self._in_vector:
-                return False
-        found = _TOKEN.search(self._buffer, self._seen)
-        if found is None:
-            self._seen = len(self._buffer)
-            return False
-        token = found[0]
-        if token == b'"':
-            self._seen = found.start()
-            return False
-        self._seen = found.end()
-        if token in (b"{", b"["):
-            self._open(token, found.start())
-        elif token in (b"}", b"]"):
-            self._close(token, found.end(), rows)
-        else:
-            self._name = token
-        return True
+                seen = self._pass_vector(seen)
+                if self._in_vector:
+                    break
+            found = search(buffer, seen)
+            if found is None:
+                seen = len(buffer)
+                break
+            kind = found.lastindex
+            if kind is None:
+                seen = found.start()
+                break
+            seen = found.end()
+            if kind == _STRING:
+                name = found[0]
+            elif kind == _OBJECT:
+                depth += 1
+                if self._list_depth and depth == self._list_depth + 1:
+                    self._done = seen - 1
+            elif kind == _LIST:
+                depth += 1
+                if self._list_depth:
+                    self._in_vector = name == VECTOR
+                elif name in LISTS:
+                    self._keep(seen)
+                    self._list_depth, self._giving = depth, not self.rows + len(rows)
+                name = b""
+            elif kind == _OBJECT_END:
+                if self._list_depth and depth == self._list_depth + 1:
+                    if self._giving:
+                        rows.append(buffer[self._done : seen])
+                    self._done = seen
+                depth -= 1
+            else:
+                if depth == self._list_depth:
+                    self._done, self._list_depth = seen - 1, 0
+                depth -= 1
+        self._seen, self._depth, self._name = seen, depth, name
+        return rows
 
-    def _open(self, token: bytes, start: int) -> None:
-        name, self._name = self._name, b""
-        self._depth += 1
-        if token == b"[" and self._list_depth:
-            self._in_vector = name == VECTOR
-        elif token == b"[" and name in LISTS:
-            self._keep(start + 1)
-            self._list_depth, self._giving = self._depth, self.rows == 0
-        elif token == b"{" and self._depth == self._list_depth + 1:
-            self._done = start
-
-    def _close(self, token: bytes, end: int, rows: list[bytes]) -> None:
-        if token == b"}" and self._list_depth and self._depth == self._list_depth + 1:
-            if self._giving:
-                rows.append(self._buffer[self._done : end])
-                self.rows += 1
-            self._done = end
-        elif token == b"]" and self._depth == self._list_depth:
-            self._done, self._list_depth = end - 1, 0
-        self._depth -= 1
+    def _pass_vector(self, seen: int) -> int:
+        """Where to go on after the numbers of a vector, which are no tokens."""
+        find = self._buffer.find
+        end = find(b"]", seen)
+        stop = end if end >= 0 else len(self._buffer)
+        # What a user wrote under the same name may hold more than numbers: texts, or lists. Objects
+        # without a name in quotes are empty, and harmless.
+        plain = find(b'"', seen, stop) < 0 and find(b"[", seen, stop) < 0
+        self._in_vector = plain and end < 0
+        return stop if plain else seen
