@@ -247,19 +247,22 @@ def download(
         whole = _whole_size(stream, whole)
         broken, moved = yield from _copy(stream, take, skip=_skipped(stream, start))
         start, attempt = start + moved, 0 if moved else attempt + 1
-        if broken is None or start == whole:
+        if 0 <= whole <= start or (broken is None and whole < 0):
             return
+        lost = broken or Lost(sent=True, reason="the answer ended before the file did")
         if attempt >= calls.policy.attempts:
-            raise ProviderUnavailableError(f"{what}: {broken.reason}. Try again later.")
-        verdict = calls.judged(broken, what=what, attempt=attempt)
+            raise ProviderUnavailableError(f"{what}: {lost.reason}. Try again later.")
+        verdict = calls.judged(lost, what=what, attempt=attempt)
         if isinstance(verdict, Again):
             yield from perform(Sleep(seconds=verdict.wait_s))
 
 
 def _whole_size(stream: Stream, known: int) -> int:
-    """The file's size in bytes where an answer with all of it says so, else what was known."""
+    """The file's size in bytes where an answer says so, else what was known; -1 for neither."""
     length = stream.headers.get("content-length", "")
-    plain = stream.status == 200 and "content-encoding" not in stream.headers
+    if stream.status == 206:
+        length = stream.headers.get("content-range", "").rpartition("/")[2]
+    plain = "content-encoding" not in stream.headers
     return int(length) if plain and length.isdigit() else known
 
 

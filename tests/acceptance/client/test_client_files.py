@@ -109,6 +109,17 @@ def test_downloads_go_on_where_they_broke(gemini: Any, tmp_path: Path, ranges: b
     assert sum(len(block.keys) for block in blocks) == 1_500
 
 
+def test_ranges_that_are_answered_in_part(gemini: Any, tmp_path: Path) -> None:
+    """A range of which less comes than was asked for is gone on with: the file is whole."""
+    batch = gemini.finished(["a"] * 1_000, output_dimensionality=128)
+    whole = gemini.client.download_file(batch.output.file, tmp_path / "whole.jsonl").read_bytes()
+    gemini.fault("truncate", times=1, at_byte=100_000, match={"route": "files.download"})
+    gemini.fault("range_short", times=3, bytes=50_000)
+    parts = gemini.client.download_file(batch.output.file, tmp_path / "parts.jsonl")
+    assert parts.read_bytes() == whole
+    assert gemini.asked("files.download") == 1 + 1 + 3 + 1
+
+
 def test_downloads_appear_when_they_are_whole(case: Any, tmp_path: Path) -> None:
     """A download that fails leaves nothing behind; one without a place to go says so."""
     name = "files/batch-none" if case.on == "gemini" else "gs://bucket/none"

@@ -30,6 +30,7 @@ class FaultKind(StrEnum):
     FILE_PROCESSING = "file_processing"
     RESULT_LATE = "result_late"
     RANGE_IGNORED = "range_ignored"
+    RANGE_SHORT = "range_short"
     # Quotas.
     TOKEN_CEILING = "token_ceiling"  # noqa: S105 # a ceiling of tokens is no password
     JOB_CEILING = "job_ceiling"
@@ -135,6 +136,10 @@ FAULTS: Final[dict[FaultKind, FaultSheet]] = {
         {"seconds": None},
     ),
     _K.RANGE_IGNORED: FaultSheet("A download with Range answers 200 and everything."),
+    _K.RANGE_SHORT: FaultSheet(
+        "A download with an open Range answers 206 with at most `bytes` of what was asked for.",
+        {"bytes": 1000},
+    ),
     _K.TOKEN_CEILING: FaultSheet(
         "429 at a create that brings the model's enqueued tokens over `tokens`;"
         " `steps` [[clock seconds since the fault was set, tokens], …] move it.",
