@@ -161,6 +161,15 @@ class Engine:
             _abandon(running)
         return call.embedded
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens and those beyond the model's limit included."""
+        _check_texts(texts)
+        special = self._tokenizer.num_special_tokens_to_add(False)
+        return [
+            len(encoding.ids) + sum(len(rest.ids) - special for rest in encoding.overflowing)
+            for encoding in self._tokenizer.encode_batch_fast(list(texts))
+        ]
+
     def close(self) -> None:
         """Frees the model's memory once running calls have ended. Safe to call twice."""
         with self._lock:

@@ -115,9 +115,7 @@ class Calls:
         async with held_body(request, self._service.settings.max_inline_bytes) as body:
 
             def count() -> int:
-                texts = read_countable(read_json(body))
-                embedded = self._service.scheduler.embed_now(model.key, texts)
-                return int(embedded.tokens.sum())
+                return sum(model.engine.count_tokens(read_countable(read_json(body))))
 
             total = await self._in_turn(count)
         details = [{"modality": "TEXT", "tokenCount": total}]

@@ -1,5 +1,6 @@
 """The thread that writes the outputs of ended batches; only then do callers see the end."""
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,9 @@ POLL_S: Final = 0.05
 RETRY_S: Final = 2.0
 """Pause after the disk refused."""
 _PAGE: Final = 1000
+
+
+_log = logging.getLogger("embatch.server")
 
 
 class Finisher:
@@ -120,17 +124,28 @@ class Finisher:
                 self._wake.wait()
                 continue
             try:
-                for batch in self._store.find_all(labels):
-                    if batch.done:
-                        self._finish(batch)
-                self.paused_reason = None
+                self.paused_reason = self._look_at(labels)
             except StoppedError:
                 return
             except Exception as error:  # noqa: BLE001 - the thread's outer edge: kept for health
                 self.paused_reason = _reason(error)
-                self._stopping.wait(RETRY_S)
+            self._stopping.wait(RETRY_S if self.paused_reason else POLL_S)
+
+    def _look_at(self, labels: list[str]) -> str | None:
+        """Ends those batches that can be ended; what kept the last other one from it."""
+        reason = None
+        for batch in self._store.find_all(labels):
+            if not batch.done:
                 continue
-            self._stopping.wait(POLL_S)
+            try:
+                self._finish(batch)
+            except StoppedError:
+                raise
+            except Exception as error:  # noqa: BLE001 - one batch must not hold up the others
+                reason = _reason(error)
+                if reason != self.paused_reason:
+                    _log.error("the output of a batch cannot be written", exc_info=error)
+        return reason
 
     def _finish(self, batch: StoredBatch) -> None:
         details = BatchDetails.parse(batch.details)

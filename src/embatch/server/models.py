@@ -87,6 +87,10 @@ class ContentEngine:
             self._counted(inner)
         return made
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, those beyond the model's limit included."""
+        return self._engine.count_tokens(texts)
+
     def _counted(self, made: Embedded) -> Embedded:
         with self._counting:
             self.texts += len(made.tokens)

@@ -12,6 +12,7 @@ _ALWAYS: Final = {
     "400": "The request is wrong, or its key is.",
     "503": "The disk is full, or the server is overloaded: try again later.",
 }
+_NOWHERE: Final = {"404": "There is no such version of the API."}
 _BODY: Final = {"408": "The body came too slowly."}
 _KEY: Final = {"403": "No key was given, or there is no such file."}
 _VERSION: Final = {
@@ -93,7 +94,7 @@ def _call(
     """One operation; `answer` is the name of a schema, or the whole answer."""
     if isinstance(answer, str):
         answer = {"description": "Done.", "content": {_JSON: {"schema": ref(answer)}}}
-    told = {**_ALWAYS, **_KEY, **(_BODY if body else {}), **(errors or {})}
+    told = {**_ALWAYS, **_KEY, **_NOWHERE, **(_BODY if body else {}), **(errors or {})}
     shown: dict[str, Any] = {
         "operationId": name,
         "summary": summary,

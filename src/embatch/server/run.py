@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
@@ -30,7 +31,8 @@ SWITCH_S: Final = 0.0005
 def bind(host: str, port: int) -> socket.socket:
     """A socket on that address, not listening yet; port 0 takes a free one. ConfigError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    # The protocol by its number: asyncio sets TCP_NODELAY on no other socket.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
@@ -55,12 +57,41 @@ def serve(service: Service, bound: socket.socket, *, ready: Callable[[], None]) 
     Finishes requests in flight and the slice in hand; False when that took too long. A second
     signal ends the process at once.
     """
+    sys.setswitchinterval(SWITCH_S)
+    server = _Server(_config(service), ready)
+    service.start()
+    try:
+        asyncio.run(server.serve(sockets=[bound]))
+    finally:
+        ended = service.stop()
+    return ended
+
+
+@contextlib.contextmanager
+def serving(service: Service, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
+    """Answers from a thread of this process; gives the URL. Stops the service in the end."""
+    bound = bind(host, port)
+    up = threading.Event()
+    server = _Server(_config(service), up.set)
+    thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[bound]),))
+    url = url_of(bound)
+    service.start()
+    thread.start()
+    try:
+        up.wait()
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
+        service.stop()
+
+
+def _config(service: Service) -> uvicorn.Config:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         # It would log targets and tracebacks, which hold keys and texts; the edge logs for us.
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [logging.NullHandler()], False
-    sys.setswitchinterval(SWITCH_S)
-    config = uvicorn.Config(
+    return uvicorn.Config(
         create_app(service),
         http=Connection,
         ws="none",
@@ -73,12 +104,6 @@ def serve(service: Service, bound: socket.socket, *, ready: Callable[[], None]) 
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
-    service.start()
-    try:
-        asyncio.run(_Server(config, ready).serve(sockets=[bound]))
-    finally:
-        ended = service.stop()
-    return ended
 
 
 class _Server(uvicorn.Server):
@@ -96,6 +121,9 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """The first signal ends the serving, the second the process."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # no signals come here
+            return
 
         def heard(number: int, _frame: FrameType | None) -> None:
             if self.should_exit:

@@ -39,20 +39,21 @@ class Service:
         self.settings = settings
         self.catalogue = catalogue
         self.weather = weather or FairWeather()
-        settings.folder.mkdir(parents=True, exist_ok=True)
+        settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock_folder(settings)
         self.store = BatchStore(settings.folder, checkpoint=checkpoint)
-        self._reads = BatchStore(settings.folder)
-        self._worker_store = BatchStore(settings.folder, checkpoint=checkpoint)
-        self.shelf = Shelf(settings)
-        self.scheduler = Scheduler(
-            self._worker_store, catalogue.engine_for, models=catalogue.keys()
+        # Each has a connection of its own: polls never wait for a commit.
+        reads, working, finishing = (
+            BatchStore(settings.folder, checkpoint=checkpoint) for _ in range(3)
         )
-        self.finisher = Finisher(BatchStore(settings.folder), self.weather, checkpoint=checkpoint)
+        self._stores = (self.store, reads, working, finishing)
+        self.shelf = Shelf(settings)
+        self.scheduler = Scheduler(working, catalogue.engine_for, models=catalogue.keys())
+        self.finisher = Finisher(finishing, self.weather, checkpoint=checkpoint)
         self.batches = Batches(
             settings,
             store=self.store,
-            reads=self._reads,
+            reads=reads,
             scheduler=self.scheduler,
             finisher=self.finisher,
         )
@@ -88,7 +89,7 @@ class Service:
         ended = self.scheduler.stop(STOP_S)
         self.finisher.stop()
         if ended:
-            for store in (self.store, self._reads, self._worker_store):
+            for store in self._stores:
                 store.close()
             self.shelf.close()
             self.catalogue.close()

@@ -200,18 +200,8 @@ class Uploads:
             raise self._shelf.too_large()
         begin = partial(self._shelf.begin, name="", display_name="", mime_type="", declared=None)
         upload = await to_thread.run_sync(begin)
-        size = 0
         try:
-            with self._shelf.blob(upload).open("ab", buffering=0) as file:
-                sink = Sink(file)
-                async for piece in pieces_of(request):
-                    certain = parts.feed(piece)
-                    size += len(certain)
-                    if size > most:
-                        raise self._shelf.too_large()
-                    await sink.write(certain)
-                await sink.write(parts.finish())
-                await sink.flush()
+            await self._take_parts(request, upload, parts)
             asked = message_of(parts.asked or {}, "file")
             kept = await to_thread.run_sync(
                 partial(
@@ -228,6 +218,23 @@ class Uploads:
                 await to_thread.run_sync(self._shelf.cancel, upload)
             raise
         return json_response({"file": build_file(made, base_url(request))})
+
+    async def _take_parts(self, request: Request, upload: Upload, parts: Multipart) -> None:
+        """Writes the file's bytes of a multipart body, as they come."""
+        left = self._service.settings.max_file_bytes
+        with self._shelf.blob(upload).open("ab", buffering=0) as file:
+            sink = Sink(file)
+            async for piece in pieces_of(request):
+                certain = parts.feed(piece)
+                left -= len(certain)
+                if left < 0:
+                    raise self._shelf.too_large()
+                await sink.write(certain)
+            last = parts.finish()
+            if len(last) > left:
+                raise self._shelf.too_large()
+            await sink.write(last)
+            await sink.flush()
 
     async def get_file(self, request: Request) -> Response:
         """GET files/{file}."""

@@ -3,6 +3,7 @@
 Pure: no HTTP library, no disk. Source of all shapes: the Gemini API, read 2026-11.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -34,6 +35,7 @@ CANCELLED, INVALID_ARGUMENT, INTERNAL = 1, 3, 13
 _RPC: Final = "type.googleapis.com/google.rpc."
 _MIN_INT64, _MAX_INT64 = -(2**63), 2**63 - 1
 _TOKEN: Final = re.compile(r"p[0-9]{1,18}", re.ASCII)
+_LONG_NUMBER: Final = re.compile(rb"[0-9]{19}")
 _DIGITS: Final = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
 
 
@@ -135,15 +137,40 @@ def too_large(limit_bytes: int) -> ApiError:
     return invalid(f"Request payload size exceeds the limit: {limit_bytes} bytes.")
 
 
+def load_json(raw: bytes) -> Any:
+    """A JSON value with its numbers whole. Raises ValueError."""
+    value = orjson.loads(raw)
+    if _LONG_NUMBER.search(raw):
+        # orjson reads integers beyond 64 bits as floats, and they must come back as they are.
+        try:
+            return json.loads(raw)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+    return value
+
+
+def dump_json(value: Any) -> bytes:
+    """A JSON value that `load_json` gave. ApiError 400 when it is nested too deeply."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # integers beyond 64 bits, or more levels than orjson writes
+        try:
+            return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        except RecursionError:
+            raise invalid("metadata: nested too deeply.") from None
+
+
 def parse_json(raw: bytes) -> dict[str, Any]:
     """A request's body; an empty one is {}. ApiError 400 for anything that is no JSON object."""
     if not raw.strip():
         return {}
     try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        where = f"line {error.lineno} column {error.colno}"
-        raise invalid(f"Invalid JSON payload received at {where}.") from None
+        value = load_json(raw)
+    except ValueError as error:
+        where = ""
+        if isinstance(error, orjson.JSONDecodeError):
+            where = f" at line {error.lineno} column {error.colno}"
+        raise invalid(f"Invalid JSON payload received{where}.") from None
     if not isinstance(value, dict):
         raise invalid("Invalid JSON payload received. Root element must be a message.")
     return value

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
 from embatch.server.wire import (
     ApiError,
+    dump_json,
     field_of,
     integer_of,
     invalid,
+    load_json,
     message_of,
     messages_of,
     text_of,
@@ -111,8 +111,8 @@ def _read_task(word: str) -> TaskType | None:
 def read_file_row(line: bytes, rules: RowRules) -> BatchRow:
     """A line of a batch's file. ApiError 400 says what is wrong, without a word of the line."""
     try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        row = load_json(line)
+    except ValueError:
         raise invalid("Invalid JSON") from None
     return _read_row(row, rules, ("key", "metadata"))
 
@@ -129,7 +129,7 @@ def _read_row(row: Any, rules: RowRules, echoed: tuple[str, ...]) -> BatchRow:
     return BatchRow(
         request=read_request(request, rules),
         echo=b",".join(
-            b'"%b":%b' % (name.encode(), orjson.dumps(row[name])) for name in echoed if name in row
+            b'"%b":%b' % (name.encode(), dump_json(row[name])) for name in echoed if name in row
         ),
     )
 

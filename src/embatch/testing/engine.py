@@ -91,6 +91,10 @@ class FakeEngine:
             self.texts_embedded += len(texts)
         return embedded
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text: its words and the special ones."""
+        return [len(text.split()) + SPECIAL_TOKENS for text in texts]
+
     def expected(
         self, texts: Sequence[str], *, prompt: str = "", dims: int | None = None
     ) -> Matrix:

@@ -88,6 +88,10 @@ class TextEngine(Protocol):
         """
         ...
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens and those beyond the model's limit included."""
+        ...
+
     def close(self) -> None:
         """Frees the model's memory. Safe to call twice."""
         ...
