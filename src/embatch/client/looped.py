@@ -175,7 +175,7 @@ class AsyncClient:
         where another process reads; others are refused. Raises BatchNotCompleteError,
         BatchFailedError when it ended without results, and AlignmentError when the results hold a
         key that is unknown, foreign or there twice. A batch that others made comes in the order of
-        its file, `.aligned` False. Memory: the vectors, and a block of rows.
+        its file, `.aligned` False, and takes no `keys`. Memory: the vectors, and a block of rows.
         """
         return await self._run(read_embeddings(self._cloud(auth), batch, keys))
 
@@ -201,8 +201,9 @@ class AsyncClient:
 
         Seconds. `poll_interval` None adapts to the batch's size and backs off while nothing moves;
         `timeout` None adapts too: a second a row and two minutes, at least ten minutes.
-        `on_progress`, a function or coroutine function, is called with the batch at every
-        look. Raises BatchTimeoutError; the batch goes on, its name is on the error.
+        `on_progress`, a function or coroutine function, is called with the batch at every look.
+        Quotas and outages of the service do not end the wait. Raises BatchTimeoutError; the batch
+        goes on, its name is on the error.
         """
         return await self._run(
             await_completion(
