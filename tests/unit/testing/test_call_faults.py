@@ -2,6 +2,7 @@
 
 import http.client
 import time
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 import pytest
@@ -42,6 +43,14 @@ def test_rate_limited_with_hints(cloud, wire, hints, quota, delay):
     assert quota in failure["violations"][0]["quotaId"]
     assert [d["retryDelay"] for d in details(reply, "RetryInfo")] == ([delay] if delay else [])
     assert reply.headers["retry-after"] == "5"
+
+
+def test_retry_after_as_a_date(cloud, wire):
+    """The header's other form: a time of day, by the clock that the Date header tells."""
+    cloud.add_fault(Fault("rate_limited", args={"retry_after_s": 60, "as_date": True}))
+    headers = wire.get(MODELS).headers
+    until, now = (parsedate_to_datetime(headers[name]) for name in ("retry-after", "date"))
+    assert 58 <= (until - now).total_seconds() <= 61
 
 
 @pytest.mark.parametrize(

@@ -139,3 +139,14 @@ def test_range_ignored(cloud, wire):
     cloud.add_fault(Fault("range_ignored"))
     ignored = wire.send("GET", path, headers={"Range": "bytes=10-19"})
     assert (ignored.status, ignored.body) == (200, whole.body)
+
+
+def test_range_short(cloud, wire):
+    """Less of a range than was asked for may come, and says so."""
+    operation = wire.finished(["a"])
+    path = f"/v1beta/{operation['response']['responsesFile']}:download?alt=media"
+    whole = wire.send("GET", path).body
+    cloud.add_fault(Fault("range_short", args={"bytes": 7}))
+    short = wire.send("GET", path, headers={"Range": "bytes=10-"})
+    assert (short.status, short.body) == (206, whole[10:17])
+    assert short.headers["content-range"] == f"bytes 10-16/{len(whole)}"

@@ -185,6 +185,22 @@ def test_predict_speaks_for_older_models(vertex):
     assert vertex.send("POST", models + "gemini-embedding-2:predict", body).status == 400
 
 
+@pytest.mark.parametrize(
+    ("model", "asked"),
+    [
+        ("text-embedding-005", {"instances": [{"content": "12345"}]}),
+        ("gemini-embedding-001", {"contents": [{"parts": [{"text": "12345"}]}]}),
+    ],
+)
+def test_tokens_are_counted_as_the_model_is_asked(vertex, model, asked):
+    """Instances for older models, contents for the others; neither takes the other's."""
+    path = f"{PARENT}/publishers/google/models/{model}:countTokens"
+    assert vertex.send("POST", path, asked).json["totalTokens"] == 2
+    other = {"instances": [{"content": "a"}], "contents": [{"parts": [{"text": "a"}]}]}
+    del other[next(iter(asked))]
+    assert vertex.send("POST", path, other).status == 400
+
+
 # Faults
 
 
