@@ -1,7 +1,9 @@
 """`embatch serve`: the Gemini protocol on this machine, over the local engine."""
 
 import ipaddress
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from embatch.config import Secret
+    from embatch.server.service import Service
     from embatch.types.results import TextEngine
 
 
@@ -119,39 +122,42 @@ def serve(
     )
     aliases = _parse_aliases(alias or [])
     opener = _opener(session, engine, precision)
-    bound = bind(host, port)
-    with session.busy("opening the model"):
-        catalogue = open_catalogue(options.absolute_model(model), aliases, opener)
-    service = Service(settings, catalogue)
-    own = catalogue.own
+    with ExitStack() as opened:
+        bound = opened.enter_context(closing(bind(host, port)))
+        with session.busy("opening the model"):
+            catalogue = open_catalogue(options.absolute_model(model), aliases, opener)
+        opened.callback(catalogue.close)
+        service = Service(settings, catalogue)
 
-    def ready() -> None:
-        import os
+        def ready() -> None:
+            _tell(session, url_of(bound), service)
 
-        if as_json:
-            session.emit(
-                {
-                    "url": url_of(bound),
-                    "model": own.name,
-                    "dims": own.engine.dims,
-                    "data": str(settings.folder),
-                    "pid": os.getpid(),
-                }
-            )
-            return
-        # Through a pipe too: who started the server reads the address from this line.
-        typer.echo(
-            f"embatch serve: {url_of(bound)} "
-            f"(model {own.name}, {own.engine.dims} dims, data {settings.folder})"
-        )
-        if key is None:
-            session.note("no API key is asked for; only this machine can reach the server")
-
-    if not run_server(service, bound, ready=ready):
+        ended = run_server(service, bound, ready=ready)
+        opened.pop_all()  # the service has closed what it could
+    if not ended:
         session.note(
             "the slice in hand did not end in time; it is computed again at the next start"
         )
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _tell(session: Session, url: str, service: "Service") -> None:
+    """Prints where the server is; who started it reads this line, through a pipe too."""
+    own, folder = service.catalogue.own, service.settings.folder
+    if session.as_json:
+        session.emit(
+            {
+                "url": url,
+                "model": own.name,
+                "dims": own.engine.dims,
+                "data": str(folder),
+                "pid": os.getpid(),
+            }
+        )
+        return
+    typer.echo(f"embatch serve: {url} (model {own.name}, {own.engine.dims} dims, data {folder})")
+    if service.settings.api_key is None:
+        session.note("no API key is asked for; only this machine can reach the server")
 
 
 def _key(given: str | None) -> "Secret | None":

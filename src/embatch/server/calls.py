@@ -27,6 +27,7 @@ from embatch.server.wire import (
     query_of,
     unknown_model,
 )
+from embatch.server.wire_create import read_create
 from embatch.server.wire_rows import (
     RowRequest,
     RowRules,
@@ -172,7 +173,7 @@ class Calls:
 
             def create() -> Any:
                 return service.batches.create(
-                    read_json(body), name, model, service.shelf.open_input
+                    read_create(body.read()), name, model, service.shelf.open_input
                 )
 
             batch = await to_thread.run_sync(create, limiter=self._intake)

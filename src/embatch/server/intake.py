@@ -1,5 +1,6 @@
 """Rows of a new batch: read once, checked, and written as the service's request file."""
 
+import codecs
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from embatch.server.models import ServedModel
 from embatch.server.wire import ApiError, invalid
+from embatch.server.wire_create import Rows
 from embatch.server.wire_rows import BatchRow, RowRules, at_line, read_file_row, read_inline_row
 from embatch.service.files import TEXT_COLUMN
 
@@ -44,7 +46,7 @@ class Written:
 
 def inline_rows(listed: Any, rules: RowRules) -> Iterator[BatchRow]:
     """The rows of an inline body. ApiError 400 names the first bad one."""
-    if not isinstance(listed, list):
+    if not isinstance(listed, (list, Rows)):
         raise invalid("batch.input_config.requests.requests: a list is required.")
     for number, row in enumerate(listed, 1):
         try:
@@ -58,6 +60,8 @@ def file_rows(file: BinaryIO, rules: RowRules, max_line_bytes: int) -> Iterator[
     number = 0
     while line := file.readline(max_line_bytes + 1):
         number += 1
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)  # as editors write it
         if len(line) > max_line_bytes:
             raise at_line(number, invalid(f"longer than {max_line_bytes} bytes"))
         if not line.strip():

@@ -177,14 +177,15 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
 
 @cache
-def _snake(camel: str) -> str:
+def snake(camel: str) -> str:
+    """The snake_case name of a field."""
     return re.sub(r"([A-Z])", lambda caught: "_" + caught[1].lower(), camel)
 
 
 def field_of(body: Mapping[str, Any], camel: str) -> Any:
     """A field under its camelCase or snake_case name; null counts as absent, which is None."""
     value = body.get(camel)
-    return body.get(_snake(camel)) if value is None else value
+    return body.get(snake(camel)) if value is None else value
 
 
 def message_of(body: Mapping[str, Any], camel: str) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def message_of(body: Mapping[str, Any], camel: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise invalid(f"{_snake(camel)}: a message is required.")
+        raise invalid(f"{snake(camel)}: a message is required.")
     return value
 
 
@@ -204,7 +205,7 @@ def messages_of(body: Mapping[str, Any], camel: str) -> list[dict[str, Any]]:
         return []
     listed = [value] if isinstance(value, dict) else value
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
-        raise invalid(f"{_snake(camel)}: a list of messages is required.")
+        raise invalid(f"{snake(camel)}: a list of messages is required.")
     return listed
 
 
@@ -214,7 +215,7 @@ def text_of(body: Mapping[str, Any], camel: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise invalid(f"{_snake(camel)}: a string is required.")
+        raise invalid(f"{snake(camel)}: a string is required.")
     return value
 
 
@@ -226,18 +227,18 @@ def integer_of(body: Mapping[str, Any], camel: str) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise invalid(f"{_snake(camel)}: an integer is required.")
+        raise invalid(f"{snake(camel)}: an integer is required.")
     if isinstance(value, str) and not _DIGITS.fullmatch(value):
-        raise invalid(f"{_snake(camel)}: an integer is required.")
+        raise invalid(f"{snake(camel)}: an integer is required.")
     number = int(value)
     if not _MIN_INT64 <= number <= _MAX_INT64:
-        raise invalid(f"{_snake(camel)}: an integer of 64 bits is required.")
+        raise invalid(f"{snake(camel)}: an integer of 64 bits is required.")
     return number
 
 
 def query_of(query: Mapping[str, str], camel: str) -> str:
     """A query parameter under either name; "" when absent."""
-    return query.get(camel) or query.get(_snake(camel)) or ""
+    return query.get(camel) or query.get(snake(camel)) or ""
 
 
 def page_size(query: Mapping[str, str], *, default: int, most: int) -> int:

@@ -1,0 +1,186 @@
+"""Outputs of batches that have ended, through restarts and trouble of single batches."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pytest
+
+from embatch.server.details import BatchDetails, shown_batch
+from embatch.server.finisher import Finisher
+from embatch.server.intake import write_requests
+from embatch.server.models import Catalogue
+from embatch.server.outputs import OUTPUT_FILE
+from embatch.server.weather import FairWeather
+from embatch.server.wire_rows import RowRules, read_file_row
+from embatch.service.batch import StoredBatch
+from embatch.service.files import RESULTS_FILE
+from embatch.service.scheduler import Scheduler
+from embatch.service.store import BatchStore
+from embatch.testing import FakeEngine
+from embatch.types.state import JobState
+
+from .conftest import DIMS, MODEL, keyed
+
+CATALOGUE = Catalogue({"fake": FakeEngine(DIMS)}, {})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    """An empty store."""
+    made = BatchStore(tmp_path)
+    yield made
+    made.close()
+
+
+def computed(
+    store: BatchStore, label: str, *texts: str, file_name: str | None = "f"
+) -> StoredBatch:
+    """A batch that the service has ended; nobody has written its output."""
+    rules = RowRules(model=MODEL, dims=DIMS)
+    path = store.folder("x").parents[1] / label
+    rows = (read_file_row(line, rules) for line in keyed(*texts).splitlines())
+    written = write_requests(path, rows, CATALOGUE.own)
+    batch = store.create(
+        label=label, requests=path, items=written.rows, model=CATALOGUE.own.key, dims=written.dims,
+        details=BatchDetails(display_name="", model=MODEL, file_name=file_name).build(),
+    )  # fmt: skip
+    scheduler = Scheduler(store, CATALOGUE.engine_for)
+    scheduler.start()
+    eventually(lambda: store.get(batch.id).done)
+    assert scheduler.stop(10.0)
+    return store.get(batch.id)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def outputs(store: BatchStore, batch: StoredBatch) -> list[Any]:
+    content = (store.folder(batch.id) / OUTPUT_FILE).read_bytes()
+    return [orjson.loads(line) for line in content.splitlines()]
+
+
+def test_what_a_killed_server_left_is_written(store: BatchStore) -> None:
+    """Found at the start: until then the batch runs on for its callers."""
+    batch = computed(store, "left", "a", "b")
+    (store.folder(batch.id) / "output.dead").write_bytes(b"half a li")
+    assert shown_batch(batch).state is JobState.PROCESSING
+    assert shown_batch(batch).ended_at is None
+    finisher = Finisher(store, FairWeather())
+    finisher.start()
+    eventually(lambda: shown_batch(store.get(batch.id)).ended_at is not None)
+    finisher.stop()
+    assert [line["key"] for line in outputs(store, batch)] == ["k0", "k1"]
+    assert not list(store.folder(batch.id).glob("output.*"))
+    assert finisher.open_models() == []
+    assert Finisher(store, FairWeather()).open_models() == []
+
+
+def test_killed_between_output_and_record(store: BatchStore) -> None:
+    """It is written again, the same."""
+
+    class KilledError(BaseException):
+        pass
+
+    def kill(name: str) -> None:
+        if name == "serve.written":
+            raise KilledError
+
+    batch = computed(store, "left", "a", "b")
+    killed = Finisher(store, FairWeather(), checkpoint=kill)
+    with pytest.raises(KilledError):
+        killed._finish(store.get(batch.id))
+    first = outputs(store, batch)
+    finisher = Finisher(store, FairWeather())
+    finisher.start()
+    eventually(lambda: shown_batch(store.get(batch.id)).ended_at is not None)
+    finisher.stop()
+    assert outputs(store, batch) == first
+
+
+def test_a_broken_batch_fails_alone(store: BatchStore) -> None:
+    """Its results are cut off on the disk: it is FAILED, and the ones behind it end well."""
+    broken = computed(store, "broken", *(f"t{n}" for n in range(50)))
+    behind = computed(store, "behind", "a")
+    results = store.folder(broken.id) / RESULTS_FILE
+    results.write_bytes(results.read_bytes()[:100])
+    finisher = Finisher(store, FairWeather())
+    finisher.start()
+    eventually(lambda: not finisher.open_models())
+    finisher.stop()
+    shown = shown_batch(store.get(broken.id))
+    assert (shown.state, shown.output) == (JobState.FAILED, False)
+    assert "submit it again" in (shown.error or "")
+    assert shown_batch(store.get(behind.id)).output
+
+
+def test_trouble_of_one_batch_does_not_hold_up_others(store: BatchStore) -> None:
+    """The disk refuses one output for now: the ones behind are written, it follows when it can."""
+    stuck = computed(store, "stuck", "a")
+    behind = computed(store, "behind", "b")
+
+    class Storm(FairWeather):
+        fair = False
+
+        def results(self, batch: StoredBatch, lines: Any) -> Any:
+            if batch.id == stuck.id and not self.fair:
+                raise OSError(5, "Input/output error")
+            return lines
+
+    storm = Storm()
+    finisher = Finisher(store, storm)
+    finisher.start()
+    eventually(lambda: shown_batch(store.get(behind.id)).ended_at is not None)
+    eventually(lambda: finisher.paused_reason is not None)
+    assert shown_batch(store.get(stuck.id)).ended_at is None
+    assert "Input/output error" in (finisher.paused_reason or "")
+    storm.fair = True
+    eventually(lambda: shown_batch(store.get(stuck.id)).ended_at is not None)
+    eventually(lambda: finisher.paused_reason is None)
+    finisher.stop()
+
+
+def test_a_batch_whose_files_are_gone_fails(store: BatchStore) -> None:
+    """It ends all the same."""
+    batch = computed(store, "gone", "a")
+    (store.folder(batch.id) / RESULTS_FILE).unlink()
+    finisher = Finisher(store, FairWeather())
+    finisher.start()
+    eventually(lambda: not finisher.open_models())
+    finisher.stop()
+    assert shown_batch(store.get(batch.id)).state is JobState.FAILED
+
+
+def test_places_are_counted(store: BatchStore) -> None:
+    """Open and reserved ones together; what is deleted gives its place back."""
+    batch = computed(store, "one", "a")
+    finisher = Finisher(store, FairWeather())
+    assert finisher.reserve(2)
+    assert not finisher.reserve(2)
+    finisher.give_back()
+    assert finisher.reserve(2)
+    finisher.give_back()
+    finisher.forget(batch.label)
+    assert finisher.reserve(1)
+
+
+def test_request_files_are_written_in_constant_blocks(tmp_path: Path) -> None:
+    """Many short rows and few long ones are cut into record batches of bounded size."""
+    rules = RowRules(model=MODEL, dims=DIMS)
+    for name, texts in (("many", ["t"] * 5000), ("long", ["x" * 1_000_000] * 10)):
+        rows = (read_file_row(line, rules) for line in keyed(*texts).splitlines())
+        written = write_requests(tmp_path / name, rows, CATALOGUE.own)
+        assert (written.rows, written.dims) == (len(texts), DIMS)
+        with pa.memory_map(str(tmp_path / name)) as source:
+            reader = pa.ipc.open_file(source)
+            sizes = [reader.get_batch(n).num_rows for n in range(reader.num_record_batches)]
+            assert reader.read_all()["text"].to_pylist() == texts
+        assert max(sizes) <= 2048
+        assert name == "many" or max(sizes) == 5

@@ -1,0 +1,124 @@
+"""`embatch serve` as a process: its line, its ends, and what it refuses."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from embatch.cli import main
+from embatch.server.run import bind
+
+FAKE = ["serve", "--engine", "fake", "--port", "0"]
+
+
+def launched(*words: str, **environ: str) -> subprocess.Popen[str]:
+    """A server of its own process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "embatch", *FAKE, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environ},
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_tells_where_it_is_and_ends_with_a_signal(tmp_path: Path, number: int) -> None:
+    """One line of JSON once it accepts connections; exit 0 after a signal."""
+    with launched("--data", str(tmp_path / "d"), "--json") as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        assert told["pid"] == process.pid
+        assert (told["model"], told["dims"], told["data"]) == ("fake", 384, str(tmp_path / "d"))
+        assert httpx2.get(told["url"] + "/healthz").status_code == 200
+        process.send_signal(number)
+        assert process.wait(30) == 0
+        assert process.stdout.read() == ""
+    assert (tmp_path / "d").stat().st_mode & 0o077 == 0
+
+
+def test_the_key_may_come_from_the_environment(tmp_path: Path) -> None:
+    """Then other addresses than loopback are allowed, and calls need the key."""
+    words = ("--data", str(tmp_path), "--host", "0.0.0.0")
+    with launched(*words, EMBATCH_SERVE_API_KEY="the-key") as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("embatch serve: http://0.0.0.0:")
+        url = line.split()[2].replace("0.0.0.0", "127.0.0.1")
+        assert httpx2.get(url + "/v1/models").status_code == 403
+        shown = httpx2.get(url + "/v1/models", headers={"x-goog-api-key": "the-key"})
+        assert shown.status_code == 200
+        process.terminate()
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        assert "the-key" not in line + process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--host", "0.0.0.0"], "EMBATCH_SERVE_API_KEY"),
+        (["--host", "::"], "EMBATCH_SERVE_API_KEY"),
+        (["--host", "example.com"], "EMBATCH_SERVE_API_KEY"),
+        (["--api-key", " "], "key is empty"),
+        (["--alias", "x"], "NAME=MODEL"),
+        (["--alias", "a b=fake"], "letters"),
+        (["--port", "70000"], "--port"),
+        (["--max-batches", "0"], "max-batches"),
+        (["--engine", "other"], "engine"),
+    ],
+)
+def test_bad_flags_are_usage_errors(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    """Exit 2, with what to do."""
+    assert main([*FAKE, "--data", str(tmp_path), *words]) == 2
+    assert told in capfd.readouterr().err
+
+
+def test_a_taken_port_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Exit 2."""
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "--engine", "fake", "--port", port, "--data", str(tmp_path)]) == 2
+    assert f"port {port}" in capfd.readouterr().err
+
+
+def test_a_folder_has_one_server(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The second one is refused while the first lives."""
+    with launched("--data", str(tmp_path)) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert main([*FAKE, "--data", str(tmp_path)]) == 2
+        assert "another embatch serve" in capfd.readouterr().err
+        process.kill()
+
+
+def test_a_request_in_flight_is_answered_at_the_end(tmp_path: Path) -> None:
+    """The signal comes inside a request: it is answered, then the process ends."""
+    with launched("--data", str(tmp_path), "--json") as process:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        host, port = url.removeprefix("http://").split(":")
+        body = json.dumps({"content": {"parts": [{"text": "a"}]}}).encode()
+        with socket.create_connection((host, int(port)), timeout=10) as made:
+            made.sendall(
+                b"POST /v1/models/fake:embedContent HTTP/1.1\r\nHost: x\r\n"
+                b"Content-Length: %d\r\n\r\n" % len(body) + body[:5]
+            )
+            while httpx2.get(url + "/metrics").status_code != 200:
+                pass
+            process.terminate()
+            made.sendall(body[5:])
+            answer = b""
+            while piece := made.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert process.wait(30) == 0
