@@ -88,6 +88,10 @@ class Connection(H11Protocol):
             )
             for event in events:
                 self.transport.write(self.conn.send(event) or b"")
+            if self.cycle is not None:
+                # The call that may be under way must not answer any more.
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
         self.transport.close()
 
     def _answering(self) -> bool:

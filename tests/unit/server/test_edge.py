@@ -115,13 +115,19 @@ def test_what_is_no_http_gets_a_shaped_400(server: Server, garbage: bytes) -> No
     assert server.http.get("/healthz").status_code == 200
 
 
-def test_a_bad_chunk_in_a_body_harms_nothing(server: Server) -> None:
-    """The connection ends."""
-    head = f"POST {EMBED} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+@pytest.mark.parametrize("path", [EMBED, "/"])
+def test_a_bad_chunk_in_a_body_harms_nothing(
+    server: Server, records: list[logging.LogRecord], path: str
+) -> None:
+    """One shaped answer, and no error in the log."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     with connect(server) as made:
         made.sendall(head + b"5\r\nhello\r\nzz\r\n")
-        answered(made)
+        got, body = answered(made)
+    assert got.startswith((b"HTTP/1.1 400", b"HTTP/1.1 404"))
+    assert "error" in orjson.loads(body)
     assert server.http.get("/healthz").status_code == 200
+    assert [one for one in records if one.levelno >= logging.WARNING] == []
 
 
 def test_heads_must_come_in_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
