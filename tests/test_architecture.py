@@ -39,6 +39,8 @@ HOMES = {
     "alembic": {"journal"},
     "procrastinate": {"execution"},
     "starlette": {"server", "dashboard"},
+    "uvicorn": {"server", "dashboard"},
+    "prometheus_client": {"server", "observe"},
     "typer": {"cli"},
     "rich": {"cli"},
     "platformdirs": {"config", "local"},

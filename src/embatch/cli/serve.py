@@ -15,97 +15,98 @@ from embatch.cli.session import Session
 from embatch.errors import ConfigError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from embatch.config import Secret
     from embatch.server.service import Service
+    from embatch.server.settings import ServerSettings
     from embatch.types.results import TextEngine
+
+
+Host = Annotated[
+    str,
+    typer.Option(
+        "--host", metavar="HOST", help="Address to listen on. Another than loopback needs a key."
+    ),
+]
+Port = Annotated[
+    int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 takes a free one.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FOLDER",
+        help="Where batches and files are kept.  Default: serve in EMBATCH_HOME.",
+    ),
+]
+Alias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--alias",
+        metavar="A=M",
+        help="Also answer to the name A with model M; may be given often. gemini-embedding-001,"
+        " gemini-embedding-2 and text-embedding-004 stand for --model already.",
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        metavar="KEY",
+        help="Key that callers must show. Better in EMBATCH_SERVE_API_KEY, where no process"
+        " list shows it.",
+        show_default=False,
+    ),
+]
+EngineKind = Annotated[
+    Literal["local", "fake"],
+    typer.Option("--engine", help="fake: vectors are hashes of the texts, for tests."),
+]
+MaxInlineBytes = Annotated[
+    int,
+    typer.Option(
+        "--max-inline-bytes",
+        metavar="N",
+        min=1024,
+        help="Largest JSON body, and longest line of a batch's file.",
+    ),
+]
+MaxFileBytes = Annotated[
+    int, typer.Option("--max-file-bytes", metavar="N", min=1, help="Largest file.")
+]
+MaxBatches = Annotated[
+    int, typer.Option("--max-batches", metavar="N", min=1, help="Most unfinished batches.")
+]
+FileLifetime = Annotated[
+    float,
+    typer.Option(
+        "--file-lifetime-s", metavar="S", min=1.0, help="Seconds for which files are kept."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Tell the address as one line of JSON.")]
 
 
 def serve(
     context: typer.Context,
-    host: Annotated[
-        str,
-        typer.Option(
-            "--host",
-            metavar="HOST",
-            help="Address to listen on. Another than loopback needs a key.",
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 takes a free one."),
-    ] = 8787,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="FOLDER",
-            help="Where batches and files are kept.  Default: serve in EMBATCH_HOME.",
-        ),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8787,
+    data: Data = None,
     model: options.Model = None,
     precision: options.Precision = "auto",
-    alias: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--alias",
-            metavar="A=M",
-            help="Also answer to the name A with model M; may be given often. gemini-embedding-001,"
-            " gemini-embedding-2 and text-embedding-004 stand for --model already.",
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            "--api-key",
-            metavar="KEY",
-            help="Key that callers must show. Better in EMBATCH_SERVE_API_KEY, where no process"
-            " list shows it.",
-            show_default=False,
-        ),
-    ] = None,
-    engine: Annotated[
-        Literal["local", "fake"],
-        typer.Option("--engine", help="fake: vectors are hashes of the texts, for tests."),
-    ] = "local",
-    max_inline_bytes: Annotated[
-        int,
-        typer.Option(
-            "--max-inline-bytes",
-            metavar="N",
-            min=1024,
-            help="Largest JSON body, and longest line of a batch's file.",
-        ),
-    ] = 20_000_000,
-    max_file_bytes: Annotated[
-        int, typer.Option("--max-file-bytes", metavar="N", min=1, help="Largest file.")
-    ] = 2_147_483_648,
-    max_batches: Annotated[
-        int, typer.Option("--max-batches", metavar="N", min=1, help="Most unfinished batches.")
-    ] = 100,
-    file_lifetime_s: Annotated[
-        float,
-        typer.Option(
-            "--file-lifetime-s", metavar="S", min=1.0, help="Seconds for which files are kept."
-        ),
-    ] = 172_800.0,
+    alias: Alias = None,
+    api_key: ApiKey = None,
+    engine: EngineKind = "local",
+    max_inline_bytes: MaxInlineBytes = 20_000_000,
+    max_file_bytes: MaxFileBytes = 2_147_483_648,
+    max_batches: MaxBatches = 100,
+    file_lifetime_s: FileLifetime = 172_800.0,
     log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Tell the address as one line of JSON.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Serve the Gemini API's embedding calls and batches from this machine, until Ctrl-C."""
-    try:
-        from embatch.server.run import bind, url_of
-        from embatch.server.run import serve as run_server
-    except ImportError as error:
-        raise ConfigError(
-            f"{error.name} is not installed: pip install 'embatch[serve,local]'"
-        ) from None
+    _require_libraries()
     from embatch.config import load_settings
-    from embatch.server.models import open_catalogue
-    from embatch.server.service import Service
     from embatch.server.settings import ServerSettings
 
     session = Session.of(context, as_json=as_json)
@@ -120,25 +121,45 @@ def serve(
         max_batches=max_batches,
         file_lifetime_s=file_lifetime_s,
     )
-    aliases = _parse_aliases(alias or [])
-    opener = _opener(session, engine, precision)
-    with ExitStack() as opened:
-        bound = opened.enter_context(closing(bind(host, port)))
-        with session.busy("opening the model"):
-            catalogue = open_catalogue(options.absolute_model(model), aliases, opener)
-        opened.callback(catalogue.close)
-        service = Service(settings, catalogue)
-
-        def ready() -> None:
-            _tell(session, url_of(bound), service)
-
-        ended = run_server(service, bound, ready=ready)
-        opened.pop_all()  # the service has closed what it could
-    if not ended:
+    aliases, opener = _parse_aliases(alias or []), _opener(session, engine, precision)
+    if not _run(session, settings, (host, port), options.absolute_model(model), aliases, opener):
         session.note(
             "the slice in hand did not end in time; it is computed again at the next start"
         )
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _run(
+    session: Session,
+    settings: "ServerSettings",
+    address: tuple[str, int],
+    model: str | None,
+    aliases: "Mapping[str, str]",
+    opener: "Callable[[str | None], TextEngine]",
+) -> bool:
+    """Serves until a signal comes. False when the slice in hand took too long to end."""
+    from embatch.server.models import open_catalogue
+    from embatch.server.run import bind, serve, url_of
+    from embatch.server.service import Service
+
+    with ExitStack() as opened:
+        bound = opened.enter_context(closing(bind(*address)))
+        with session.busy("opening the model"):
+            catalogue = open_catalogue(model, aliases, opener)
+        opened.callback(catalogue.close)
+        service = Service(settings, catalogue)
+        ended = serve(service, bound, ready=lambda: _tell(session, url_of(bound), service))
+        opened.pop_all()  # the service has closed what it could
+    return ended
+
+
+def _require_libraries() -> None:
+    try:
+        import embatch.server.run  # noqa: F401 - to see whether it can be
+    except ImportError as error:
+        raise ConfigError(
+            f"{error.name} is not installed: pip install 'embatch[serve,local]'"
+        ) from None
 
 
 def _tell(session: Session, url: str, service: "Service") -> None:

@@ -205,7 +205,13 @@ def _batch_paths(models: Sequence[str]) -> dict[str, Any]:
                 errors=gone,
             ),
         },
-        base + "/{batch}:cancel": {
+        **_batch_verbs(base + "/{batch}", gone),
+    }
+
+
+def _batch_verbs(base: str, gone: dict[str, str]) -> dict[str, Any]:
+    return {
+        base + ":cancel": {
             "post": _call(
                 "batches.cancel",
                 "Stops a batch; rows that are done stay.",
@@ -214,7 +220,7 @@ def _batch_paths(models: Sequence[str]) -> dict[str, Any]:
                 errors=gone,
             )
         },
-        base + "/{batch}:updateEmbedContentBatch": {
+        base + ":updateEmbedContentBatch": {
             "patch": _call(
                 "batches.update",
                 "Changes priority or display name.",
@@ -255,23 +261,7 @@ def _file_paths() -> dict[str, Any]:
         "headers": {"x-goog-upload-status": status},
         "content": {**empty, _JSON: {"schema": ref("UploadResponse")}},
     }
-    results = {"application/jsonl": {"schema": {"type": "string"}}}
-    download = _call(
-        "files.download",
-        "A batch's results, a line a row.",
-        {
-            "description": "The file.",
-            "headers": {"Content-Length": {"schema": {"type": "string"}}},
-            "content": results,
-        },
-        parameters=[
-            _FILE,
-            _query("alt", {"type": "string", "const": "media"}, required=True),
-            _header("Range", {"type": "string"}),
-        ],
-        errors={"404": "There is no such result.", "416": "The range begins behind the end."},
-    )
-    download["responses"]["206"] = {"description": "The range.", "content": results}
+    download = _download()
     moved = {**download, "operationId": "files.download.moved"}
     return {
         "/upload/{version}/files": {
@@ -299,6 +289,27 @@ def _file_paths() -> dict[str, Any]:
         "/{version}/files/{file}:download": {"get": download},
         "/download/{version}/files/{file}:download": {"get": moved},
     }
+
+
+def _download() -> dict[str, Any]:
+    results = {"application/jsonl": {"schema": {"type": "string"}}}
+    shown = _call(
+        "files.download",
+        "A batch's results, a line a row.",
+        {
+            "description": "The file.",
+            "headers": {"Content-Length": {"schema": {"type": "string"}}},
+            "content": results,
+        },
+        parameters=[
+            _FILE,
+            _query("alt", {"type": "string", "const": "media"}, required=True),
+            _header("Range", {"type": "string"}),
+        ],
+        errors={"404": "There is no such result.", "416": "The range begins behind the end."},
+    )
+    shown["responses"]["206"] = {"description": "The range.", "content": results}
+    return shown
 
 
 def _begin(answer: dict[str, Any]) -> dict[str, Any]:
