@@ -12,6 +12,8 @@ HEAD_S: Final = 20.0
 """Seconds for the head of a request, from the connection's or the head's first byte on."""
 LEFTOVER_S: Final = 30.0
 """Seconds for which a client may go on to send a body that was answered already."""
+LINGER_S: Final = 1.0
+"""Seconds for which a refused client's bytes are read on: else it may never see its answer."""
 MAX_CONNECTIONS: Final = 768
 """Connections at a time; with files and databases they stay below the usual 1,024 descriptors."""
 
@@ -22,6 +24,7 @@ class Connection(H11Protocol):
     """uvicorn's connection, with limits in time."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as its base
         """A client has come."""
@@ -38,7 +41,10 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
-        super().data_received(data)
+        if not self._refused:
+            super().data_received(data)
+        if self._refused:
+            return
         if self.conn.their_state is not h11.IDLE:
             if self.conn.our_state is not h11.DONE:
                 self._unlimit()
@@ -74,25 +80,29 @@ class Connection(H11Protocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answers with an error, if nothing was answered yet, and closes."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self._answering():
-            body = error.body()
-            head: list[tuple[bytes, bytes]] = [
-                (b"content-type", b"application/json; charset=UTF-8"),
-                (b"content-length", str(len(body)).encode()),
-                (b"connection", b"close"),
-            ]
-            events: tuple[Any, ...] = (
-                h11.Response(status_code=error.code, headers=head, reason=_PHRASES[error.code]),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            )
-            for event in events:
-                self.transport.write(self.conn.send(event) or b"")
-            if self.cycle is not None:
-                # The call that may be under way must not answer any more.
-                self.cycle.disconnected = True
-                self.cycle.message_event.set()
-        self.transport.close()
+        self._refused = True
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE) or self._answering():
+            self.transport.close()
+            return
+        body = error.body()
+        head: list[tuple[bytes, bytes]] = [
+            (b"content-type", b"application/json; charset=UTF-8"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        events: tuple[Any, ...] = (
+            h11.Response(status_code=error.code, headers=head, reason=_PHRASES[error.code]),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
+        for event in events:
+            self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None:
+            # The call that may be under way must not answer any more.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.write_eof()
+        self._limit(LINGER_S)
 
     def _answering(self) -> bool:
         return (

@@ -190,6 +190,17 @@ def test_a_reader_that_takes_nothing_is_dropped(
     assert got < size
 
 
+def test_a_refused_client_is_not_read_for_long(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets its answer whatever it still sends, and is cut off soon after."""
+    monkeypatch.setattr(connection, "LINGER_S", 0.2)
+    with connect(server) as made:
+        with pytest.raises(OSError, match="reset|Broken pipe"):
+            while True:
+                made.sendall(b"GET /" + b"x" * 100_000)
+
+
 def test_too_many_connections_are_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """503, shaped; those that are there go on."""
     monkeypatch.setattr(connection, "MAX_CONNECTIONS", 3)
