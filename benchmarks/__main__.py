@@ -11,6 +11,7 @@ BENCHMARKS = {
     "client_results": "benchmarks.client_results",
     "engine": "benchmarks.engine",
     "run": "benchmarks.run",
+    "serve": "benchmarks.serve",
     "start": "benchmarks.start",
 }
 """Each module has DESCRIPTION, measure(Options) -> Figures and table(Figures) -> str."""
