@@ -40,7 +40,7 @@ from embatch.types.label import Label
 MOST_CONTENTS: Final = 100
 """Texts of one `batchEmbedContents`; the service refuses more."""
 PAGE_SIZE: Final = 100
-_Take = Callable[[bytes], Flow[None]]
+_Take = Callable[[Sequence[bytes]], Flow[None]]
 _ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 """What goes into a path as it is."""
 
@@ -174,8 +174,9 @@ class Gemini:
         """
         seen = Tally()
 
-        def count(row: bytes) -> Flow[None]:
-            seen.add(row)
+        def count(rows: Sequence[bytes]) -> Flow[None]:
+            for row in rows:
+                seen.add(row)
             return
             yield  # a flow without effects
 
@@ -218,21 +219,18 @@ class Gemini:
         builder = BlockBuilder(dims=expected_dims(batch))
         lines = LineCutter()
 
-        def add(line: bytes) -> Flow[None]:
-            block = builder.add(line)
-            if block is not None:
+        def add(rows: Sequence[bytes]) -> Flow[None]:
+            for block in builder.add(rows):
                 yield from sink(block)
 
         def take(chunk: bytes) -> Flow[None]:
-            for line in lines.feed(chunk):
-                yield from add(line)
+            yield from add(lines.feed(chunk))
 
         if batch.output is not None and batch.output.file is not None:
             yield from files.download(self.calls, self.version, batch.output.file, take)
         else:
             yield from self._walk(*self._document(batch.name), add)
-        for line in lines.finish():
-            yield from add(line)
+        yield from add(lines.finish())
         last = builder.finish()
         if last is not None:
             yield from sink(last)
@@ -364,7 +362,7 @@ class Gemini:
                 return
 
 
-def _drop(_: bytes) -> Flow[None]:
+def _drop(_: Sequence[bytes]) -> Flow[None]:
     return
     yield  # a flow without effects
 
@@ -372,14 +370,16 @@ def _drop(_: bytes) -> Flow[None]:
 def _cut(
     stream: Stream, cutter: DocumentCutter, take: _Take, given: int
 ) -> Flow[tuple[Lost | None, int]]:
+    """Gives rows to `take` but for the first `given` ones; tells how many were given by now."""
     seen = 0
     while True:
         chunk = yield from perform(ReadStream(stream=stream))
         if isinstance(chunk, Lost) or not chunk:
             yield from perform(ShutStream(stream=stream))
             return (chunk if isinstance(chunk, Lost) else None), given
-        for row in cutter.feed(chunk):
-            seen += 1
-            if seen > given:
-                given = seen
-                yield from take(row)
+        rows = cutter.feed(chunk)
+        fresh = rows[max(given - seen, 0) :]
+        seen += len(rows)
+        if fresh:
+            given = seen
+            yield from take(fresh)

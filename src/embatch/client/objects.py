@@ -1,7 +1,7 @@
 """Cloud Storage: copied there and back, listed, removed, and read line by line."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,16 +71,18 @@ def listed(storage: "ObjectStorage", folder: str) -> Flow[None]:
         yield from perform(Emit(value=file))
 
 
-def lines(storage: "ObjectStorage", uri: str, take: Callable[[bytes], Flow[None]]) -> Flow[None]:
-    """Gives every line of an object to `take`."""
+def lines(
+    storage: "ObjectStorage", uri: str, take: Callable[[Sequence[bytes]], Flow[None]]
+) -> Flow[None]:
+    """Gives every line of an object to `take`, some at a time."""
     chunks = storage.read(uri)
     cutter = LineCutter()
     while True:
         chunk = yield from perform(Work(call=lambda: next(chunks, b"")))
-        for line in cutter.feed(chunk) if chunk else cutter.finish():
-            yield from take(line)
         if not chunk:
-            return
+            break
+        yield from take(cutter.feed(chunk))
+    yield from take(cutter.finish())
 
 
 def download_to(storage: "ObjectStorage", uri: str, path: Path) -> Flow[Path]:

@@ -250,8 +250,14 @@ class BlockBuilder:
         self._error_places: list[int] = []
         self._matrix: NDArray[np.float32] | None = None
 
-    def add(self, line: bytes) -> RowBlock | None:
-        """Takes one row; gives a block when it is full."""
+    def add(self, lines: Iterable[bytes]) -> list[RowBlock]:
+        """Takes rows; gives the blocks that are full with them."""
+        # Entered once for many rows: entering costs as much as storing one.
+        with np.errstate(over="ignore"):
+            blocks = [self._add(line) for line in lines]
+        return [block for block in blocks if block is not None]
+
+    def _add(self, line: bytes) -> RowBlock | None:
         row = self._read(line)
         place, self._place = self._place, self._place + 1
         error = row.error
@@ -278,8 +284,7 @@ class BlockBuilder:
             fitting = BLOCK_BYTES // (self._dims * np.dtype(np.float32).itemsize)
             self._most = min(self._block_rows, max(fitting, 1))
             self._matrix = np.empty((self._most, self._dims), dtype=np.float32)
-        with np.errstate(over="ignore"):
-            self._matrix[len(self._keys)] = values
+        self._matrix[len(self._keys)] = values
         self._keys.append(row.key or "")
         self._places.append(place)
         self._tokens.append(row.tokens)
@@ -360,12 +365,9 @@ def read_blocks(
 ) -> Iterator[ResultBlock]:
     """The rows of a result file given in pieces, as blocks of float32, in constant memory."""
     cutter, builder = LineCutter(), BlockBuilder(dims=dims, block_rows=block_rows)
-    fed = (cutter.feed(chunk) for chunk in chunks)
-    ended = (cutter.finish() for _ in range(1))
-    for line in chain.from_iterable(chain(fed, ended)):
-        full = builder.add(line)
-        if full is not None:
-            yield full.block
+    for chunk in chunks:
+        yield from (full.block for full in builder.add(cutter.feed(chunk)))
+    yield from (full.block for full in builder.add(cutter.finish()))
     last = builder.finish()
     if last is not None:
         yield last.block

@@ -1,5 +1,6 @@
 """Vertex AI and Cloud Storage: the same operations, each as a flow."""
 
+import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -168,9 +169,8 @@ class Vertex:
             )
         builder = BlockBuilder(dims=expected_dims(batch), cut=True)
 
-        def add(line: bytes) -> Flow[None]:
-            block = builder.add(line)
-            if block is not None:
+        def add(lines: Sequence[bytes]) -> Flow[None]:
+            for block in builder.add(lines):
                 yield from sink(block)
 
         for uri in results:
@@ -182,13 +182,12 @@ class Vertex:
     def texts_of(self, batch: EmbedContentBatch, /) -> Flow[dict[str, list[int]]]:
         """Places by text, read from the staged input: older models give no keys back."""
         places: dict[str, list[int]] = {}
-        index = 0
+        numbers = itertools.count()
 
-        def note(line: bytes) -> Flow[None]:
-            nonlocal index
-            content = orjson.loads(line).get("content")
-            places.setdefault(text_key(str(content)), []).append(index)
-            index += 1
+        def note(lines: Sequence[bytes]) -> Flow[None]:
+            for line, place in zip(lines, numbers, strict=False):
+                content = orjson.loads(line).get("content")
+                places.setdefault(text_key(str(content)), []).append(place)
             return
             yield  # a flow without effects
 
@@ -200,10 +199,11 @@ class Vertex:
         """How many rows a caller sent under keys like ours, as the staged input tells."""
         own, last = label_hash(batch.label), -1
 
-        def note(line: bytes) -> Flow[None]:
+        def note(lines: Sequence[bytes]) -> Flow[None]:
             nonlocal last
-            index = own_index(own, str(orjson.loads(line).get("key")))
-            last = last if index is None else max(last, index)
+            for line in lines:
+                index = own_index(own, str(orjson.loads(line).get("key")))
+                last = last if index is None else max(last, index)
             return
             yield  # a flow without effects
 

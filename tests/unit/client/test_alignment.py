@@ -39,8 +39,8 @@ def _batch(rows: int, keys: list[str] | None = None) -> EmbedContentBatch:
 
 def _blocks(lines: list[bytes], block_rows: int = 2) -> list[RowBlock]:
     builder = BlockBuilder(dims=DIMS, block_rows=block_rows)
-    found = [builder.add(line) for line in lines] + [builder.finish()]
-    return [block for block in found if block is not None]
+    full, last = builder.add(lines), builder.finish()
+    return full if last is None else [*full, last]
 
 
 def _aligned(batch: EmbedContentBatch, lines: list[bytes], rows: int) -> BatchEmbeddings:
