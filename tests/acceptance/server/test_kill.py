@@ -121,6 +121,22 @@ def test_an_upload_goes_on_after_a_kill(servers: Servers) -> None:
     assert server.api.call("GET", f"/v1beta/{file['name']}") == file
 
 
+def test_killed_when_an_upload_ends(servers: Servers) -> None:
+    """All bytes are there, the file is not: the client finalizes again, without a byte."""
+    content = random.Random(2).randbytes(CHUNK + 1)
+    server = servers.start(kill_at="open:/blobs$")
+    url = server.api.start_upload(len(content))
+    with pytest.raises(httpx2.TransportError):
+        server.api.send(url, content, 0)
+    assert server.process.wait(DEADLINE_S) == -signal.SIGKILL
+    server = servers.start(port=server.port)
+    assert server.api.call("GET", "/v1beta/files") == {}
+    assert _received(server, url) == len(content)
+    answer = server.api.send(url, b"", len(content), "finalize")
+    assert answer.status_code == 200, answer.text
+    assert sha256_of(answer.json()["file"]) == hashlib.sha256(content).hexdigest()
+
+
 def _received(server: Server, url: str) -> int:
     answer = server.api.http.post(url, headers={"X-Goog-Upload-Command": "query"})
     assert answer.status_code == 200, answer.text
