@@ -34,18 +34,20 @@ def read_create(raw: bytes) -> dict[str, Any]:
         return parse_json(raw)
     try:
         document = simdjson.Parser().parse(raw)
-    except (ValueError, RuntimeError):
-        return parse_json(raw)  # it says what is wrong, and reads numbers that are too long here
-    if not isinstance(document, simdjson.Object):
-        return parse_json(raw)
-    return _opened(document, _PATH)
+        if isinstance(document, simdjson.Object):
+            return _opened(document, _PATH)
+    except (ValueError, RuntimeError, KeyError):
+        pass  # numbers or names that this reader does not take, or no JSON
+    return parse_json(raw)
 
 
 def _opened(message: Any, path: tuple[str, ...]) -> dict[str, Any]:
-    """A message down to the rows."""
+    """A message down to the rows. Raises KeyError for a name that stands twice."""
     name, *rest = path
     shown = {}
     for field in message.keys():  # noqa: SIM118 - no dict; items() would make all of it objects
+        if field in shown:
+            raise KeyError(field)
         value = message[field]
         if field not in (name, snake(name)):
             shown[field] = _whole(value)

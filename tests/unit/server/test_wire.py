@@ -28,7 +28,7 @@ from embatch.server.wire import (
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text("abcD_é"), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text("abcD_é\0\""), inner),
     max_leaves=20,
 )  # fmt: skip
 

@@ -33,7 +33,9 @@ def bodies(draw: st.DrawFn) -> Any:
     for names in (["requests"], ["requests"], ["inputConfig", "input_config"], ["batch"]):
         if draw(st.integers(0, 9)) == 0:
             return value
-        others = draw(st.dictionaries(st.sampled_from(["model", "displayName", "x"]), json_values))
+        others = draw(
+            st.dictionaries(st.sampled_from(["model", "x", "", "\0", "é\n"]), json_values)
+        )
         value = {**others, draw(st.sampled_from(names)): value}
     return value
 
@@ -47,6 +49,12 @@ def test_it_reads_what_a_plain_reader_reads(value: Any) -> None:
     else:
         with pytest.raises(ApiError):
             read_create(raw)
+
+
+def test_of_a_field_that_stands_twice_the_last_one_counts() -> None:
+    """As with the plain reader."""
+    raw = b'{"batch":{"priority":1,"priority":2},"batch":{"priority":3,"priority":4}}'
+    assert read_create(raw) == {"batch": {"priority": 4}}
 
 
 def test_rows_are_read_one_by_one() -> None:
