@@ -42,11 +42,11 @@ def read_create(raw: bytes) -> dict[str, Any]:
 
 
 def _opened(message: Any, path: tuple[str, ...]) -> dict[str, Any]:
-    """A message down to the rows. Raises KeyError for a name that stands twice."""
+    """A message down to the rows. Raises KeyError for a name that cannot be looked up surely."""
     name, *rest = path
     shown = {}
     for field in message.keys():  # noqa: SIM118 - no dict; items() would make all of it objects
-        if field in shown:
+        if field in shown or "\0" in field:  # the first of its name, or up to the zero
             raise KeyError(field)
         value = message[field]
         if field not in (name, snake(name)):
