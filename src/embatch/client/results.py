@@ -30,8 +30,8 @@ except ImportError:  # no wheel for this Python yet: orjson is the way
 
 BLOCK_ROWS: Final = 512
 """Most rows of a block."""
-BLOCK_BYTES: Final = 1 << 20
-"""Most bytes of a block's vectors, a row at least: they stay in the processor's cache."""
+BLOCK_BYTES: Final = 2 << 20
+"""Most bytes of a block's vectors, a row at least: larger ones cost memory, smaller ones time."""
 TEXT_KEY: Final = "text:"
 """Before the SHA-256 of a row's text, where the service gives no key back but the text."""
 
