@@ -265,6 +265,27 @@ def test_plan_quotes_and_leaves_nothing(shell) -> None:
     assert "100 to 200 rows" in shell.type("plan", "-", stdin=lines).out
 
 
+def test_plan_takes_the_command_line_of_a_run(shell) -> None:
+    """Every flag of `run` is a flag of `plan`: what is quoted is what runs."""
+    write_texts(shell, 30)
+    line = ["in.jsonl", "-o", "out", "--name", "nightly", "--tag", "team=search"]
+    line += ["--priority", "3"]
+    line += ["--poll-interval", "1", "--timeout", "60", "--too-long", "cut", "--alert-below", "50"]
+    assert shell.type("plan", *line, "--json").json["rows"] == 30
+    assert not (shell.folder / "out").exists()
+    assert shell.type("run", *line, "--json").json["written"] == 30
+
+
+def test_priority_stays_until_another_one_is_given(shell) -> None:
+    """A restart without the flag keeps the priority; 0 takes it back."""
+    write_texts(shell, 3)
+    seen = [
+        shell.type("run", "in.jsonl", "-o", "out", *flags, "--json").json["priority"]
+        for flags in (["--priority", "5"], [], ["--priority", "0"])
+    ]
+    assert seen == [5, 5, 0]
+
+
 def test_stdin_is_spooled_and_resumable(shell) -> None:
     """`-` reads JSONL from standard input; what was read is safe from then on."""
     lines = "".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(60))

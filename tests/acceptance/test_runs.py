@@ -299,7 +299,7 @@ def test_waiting_ends_with_its_timeout_and_the_run_goes_on(world: World, tmp_pat
     texts = pairs(300)
     run = api.submit(texts.items(), tmp_path / "out", max_batch_items=4, environment=environment)
     assert run.wait(0.5).state in (RunState.PLANNING, RunState.RUNNING)
-    assert run.wait(60).state is RunState.COMPLETED
+    assert run.wait(240).state is RunState.COMPLETED
     assert_right(rows_of(tmp_path / "out"), texts)
 
 
@@ -353,7 +353,7 @@ def test_batch_sizes_may_change_between_starts(world: World, tmp_path: Path) -> 
     assert run.wait(60).state is RunState.FAILED
     for size in (100, 3):
         run = api.enter(data, out, key="id", max_batch_items=size, environment=environment)
-    assert run.wait(60).state is RunState.COMPLETED
+    assert run.wait(240).state is RunState.COMPLETED
     assert_right(rows_of(out), texts)
 
 
@@ -405,7 +405,7 @@ def test_an_output_at_work_under_another_journal_is_refused(world: World, tmp_pa
     first.context(first.journal.get_run(run.id))
     with pytest.raises(InvalidRequestError, match="another process with another journal"):
         api.submit(data, tmp_path / "out", environment=world("elsewhere"))
-    assert run.wait(60).state is RunState.COMPLETED
+    assert run.wait(240).state is RunState.COMPLETED
     taken_over = api.submit(data, tmp_path / "out", environment=world("elsewhere"))
     assert taken_over.wait(60).state is RunState.COMPLETED
     assert_right(rows_of(tmp_path / "out"), {str(n): f"text {n}" for n in range(60)})
@@ -425,7 +425,7 @@ def test_a_worker_that_cannot_open_a_run_leaves_it_alone(world: World, tmp_path:
     looks = iter(range(30))
     ThreadExecutor(environment.journal, refuse).work(until=lambda: next(looks, 99) > 10)
     assert run.status().state is RunState.RUNNING
-    assert run.wait(60).state is RunState.COMPLETED
+    assert run.wait(240).state is RunState.COMPLETED
 
 
 def test_duplicate_keys_are_refused_before_any_work(world: World, tmp_path: Path) -> None:
@@ -456,7 +456,7 @@ def test_a_submitted_run_needs_its_source_no_more(world: World, tmp_path: Path) 
     source.write_text("one\ntwo\none\n")
     run = api.submit(source, tmp_path / "out", environment=world())
     source.unlink()
-    assert run.wait(60).state is RunState.COMPLETED
+    assert run.wait(240).state is RunState.COMPLETED
     assert_right(rows_of(tmp_path / "out"), {"0": "one", "1": "two", "2": "one"})
 
 

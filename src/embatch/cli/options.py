@@ -115,7 +115,8 @@ Timeout = Annotated[
     ),
 ]
 Priority = Annotated[
-    int, typer.Option("--priority", metavar="P", help="Higher is worked on first.")
+    int | None,
+    typer.Option("--priority", metavar="P", help="Higher is worked on first. Default: 0."),
 ]
 Reuse = Annotated[
     Path | None,

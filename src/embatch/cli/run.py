@@ -33,7 +33,7 @@ def run(
     max_batch_tokens: options.MaxBatchTokens = None,
     poll_interval: options.PollInterval = None,
     timeout: options.Timeout = None,
-    priority: options.Priority = 0,
+    priority: options.Priority = None,
     reuse: options.Reuse = None,
     too_long: options.TooLong = "send",
     alert_below: options.AlertBelow = 95.0,
@@ -89,14 +89,28 @@ def plan(
     precision: options.Precision = "auto",
     max_batch_items: options.MaxBatchItems = None,
     max_batch_tokens: options.MaxBatchTokens = None,
+    poll_interval: options.PollInterval = None,  # noqa: ARG001 - see below
+    timeout: options.Timeout = None,  # noqa: ARG001
+    priority: options.Priority = None,  # noqa: ARG001
     reuse: options.Reuse = None,
+    too_long: options.TooLong = "send",  # noqa: ARG001
+    alert_below: options.AlertBelow = 95.0,  # noqa: ARG001
+    name: options.Name = None,  # noqa: ARG001
+    tag: options.Tags = None,
     out: options.OptionalOut = None,
+    journal: options.Journal = None,
+    log_format: options.LogFormat = None,  # noqa: ARG001
+    no_wait: options.NoWait = False,  # noqa: ARG001
     as_json: options.Json = False,
 ) -> None:
-    """Quote a run: rows, tokens, batches, cost, time and space. Submits nothing."""
+    """Quote a run: rows, tokens, batches, cost, time and space. Submits nothing.
+
+    Takes every flag of run, so that a command line can be quoted before it is typed for good.
+    """
     from embatch.cli.quote import free_bytes, print_quote, quote_inputs
 
-    session = Session.of(context, as_json=as_json)
+    session = Session.of(context, journal=journal, as_json=as_json)
+    options.parse_tags(tag)
     quoted = quote_inputs(
         session,
         inputs,

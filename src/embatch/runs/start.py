@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
@@ -37,7 +38,7 @@ def start_run(
     now: float,
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
-    priority: int = 0,
+    priority: int | None = None,
 ) -> RunRecord:
     """Enters a new run, or gives the run that the output holds, ready to go on.
 
@@ -74,13 +75,15 @@ def start_run(
                 now=now,
                 name=name,
                 tags=tags,
-                priority=priority,
+                priority=priority or 0,
                 adopted=adopted,
             )
     run = known
     if run.state is RunState.COMPLETED:
         tidy_output(paths)
-    changed = {"config": config.to_json(), "priority": priority or run.priority}
+    changed: dict[str, Any] = {"config": config.to_json()}
+    if priority is not None:
+        changed["priority"] = priority
     if name is not None:
         changed["name"] = name
     if tags:

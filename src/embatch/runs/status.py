@@ -25,6 +25,8 @@ class RunStatus:
     dims: int
     precision: str | None
     tags: Mapping[str, str]
+    priority: int
+    """Higher is worked on first."""
     rows: int | None
     """Rows of the dataset; None while it is read through for the first time."""
     done: int
@@ -88,6 +90,7 @@ def read_status(journal: Journal, run_id: str, *, now: float) -> RunStatus:
         dims=run.space["dims"],
         precision=run.space.get("precision"),
         tags=run.tags,
+        priority=run.priority,
         rows=run.rows,
         done=done,
         written=counts.written,

@@ -24,6 +24,7 @@ def make_status() -> Callable[..., RunStatus]:
             "dims": 384,
             "precision": "bf16",
             "tags": {},
+            "priority": 0,
             "rows": 20_000,
             "done": 10_000,
             "written": 8_192,
