@@ -30,7 +30,7 @@ IDLE_S = 0.5
 """Longest sleep of a thread with nothing to do: other processes may have made work."""
 WORKING_STATES = (RunState.PLANNING, RunState.RUNNING)
 
-_Work = Callable[[HeldLease], None]
+_Work = Callable[[HeldLease], Outcome | None]
 """A step, to be taken while its lease is held."""
 
 
@@ -41,6 +41,8 @@ class _Found:
     run: RunRecord
     token: str
     work: _Work
+    give_back: Callable[[Outcome | None], None]
+    """Ends the lease; the outcome is None when the step broke."""
 
 
 class ThreadExecutor:
@@ -149,7 +151,7 @@ class ThreadExecutor:
         if context is None:
             return None
         if run.state is RunState.PLANNING and (token := self._lease_planning(run.id)):
-            return _Found(run, token, partial(self._plan, context))
+            return self._planning_step(run, token, partial(self._plan, context))
         if self._planning_only:
             return None
         leases = self._journal.leases
@@ -161,18 +163,28 @@ class ThreadExecutor:
             max_in_flight=context.provider.limits.max_in_flight_batches,
         )
         if claim is not None:
-            return _Found(run, claim.token, partial(self._advance, claim, context))
+            work = partial(self._advance, claim, context)
+            return _Found(run, claim.token, work, partial(self._release, claim))
         if run.state is not RunState.RUNNING or leases.has_steps(run.id):
             return None
         if (token := self._lease_planning(run.id)) is None:
             return None
-        return _Found(run, token, partial(self._finish, context))
+        return self._planning_step(run, token, partial(self._finish, context))
+
+    def _planning_step(self, run: RunRecord, token: str, work: _Work) -> _Found:
+        def give_back(_: Outcome | None) -> None:
+            self._journal.leases.release_planning(run.id, token)
+            self._planned_here.discard(run.id)
+            self._news.set()
+
+        return _Found(run, token, work, give_back)
 
     def _take(self, found: _Found) -> None:
         """Takes a step. What it meets is written into its run, unless it says nothing of it."""
+        outcome = None
         with self._keeper.hold(found.token) as lease:
             try:
-                found.work(lease)
+                outcome = found.work(lease)
             except (LeaseLostError, TransitionRefusedError):
                 log.info("run %s: another process took over a step", found.run.id)
             except JournalError:
@@ -181,6 +193,8 @@ class ThreadExecutor:
                 self._keeper.renew()
                 if lease.is_held():
                     self._fail(found.run, error)
+            finally:
+                found.give_back(outcome)
         self._wake.set()
 
     def _fail(self, run: RunRecord, error: Exception) -> None:
@@ -211,38 +225,25 @@ class ThreadExecutor:
         def stopping() -> bool:
             return lease.lost or self._stopping.is_set()
 
-        try:
-            advance_planning(context, lease.token, stopping)
-        finally:
-            self._end_planning(context.run_id, lease.token)
+        advance_planning(context, lease.token, stopping)
 
     def _finish(self, context: RunContext, lease: HeldLease) -> None:
-        try:
-            if context.run().state is RunState.RUNNING:
-                finish_run(context, lease.token)
-        finally:
-            self._end_planning(context.run_id, lease.token)
+        if context.run().state is RunState.RUNNING:
+            finish_run(context, lease.token)
 
-    def _end_planning(self, run_id: str, token: str) -> None:
-        self._journal.leases.release_planning(run_id, token)
-        self._planned_here.discard(run_id)
-        self._news.set()
-
-    def _advance(self, claim: Claim, context: RunContext, lease: HeldLease) -> None:
-        try:
-            outcome = advance(claim, context, lease.is_held)
-        except BaseException:
-            self._release(claim, After(seconds=IDLE_S))
-            raise
+    def _advance(self, claim: Claim, context: RunContext, lease: HeldLease) -> Outcome:
+        outcome = advance(claim, context, lease.is_held)
         if isinstance(outcome, Stuck):
             fail_run(self._journal, claim.batch.run_id, outcome.error, now=self._clock())
             self._news.set()
-        self._release(claim, outcome)
+        return outcome
 
-    def _release(self, claim: Claim, outcome: Outcome) -> None:
+    def _release(self, claim: Claim, outcome: Outcome | None) -> None:
         now = self._clock()
         leases = self._journal.leases
         match outcome:
+            case None:
+                leases.release(claim.batch.id, claim.token, next_at=now + IDLE_S)
             case After(seconds=seconds, reason=reason, detail=detail):
                 leases.release(
                     claim.batch.id,

@@ -37,7 +37,7 @@ def test_widths_are_few() -> None:
 
 
 def test_no_text_is_padded_beyond_what_the_model_reads() -> None:
-    """A limit that is no multiple of 16 stays the limit."""
+    """A limit that is no multiple of the step stays the limit."""
     assert [planned.width for planned in pack([20], budget=512, max_width=20)] == [20]
 
 
