@@ -2,9 +2,9 @@
 
     python examples/async_batch_embedding_demo.py
 
-Goes to the Gemini API with GOOGLE_API_KEY set, to a server of yours with GOOGLE_GEMINI_BASE_URL,
-and without either to a cloud that it starts itself on this machine (its vectors are made up: what
-is near to what means nothing then).
+Goes to the Gemini API with GOOGLE_API_KEY set, to a server of yours such as `embatch serve` with
+GOOGLE_GEMINI_BASE_URL, and without either to a cloud that it starts itself on this machine (its
+vectors are made up: what is near to what means nothing then).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ TEXTS = [
     "Bread rises when yeast eats sugar.",
     "Sourdough needs flour, water, salt and time.",
 ]
-DIMS = 768
+DIMS = 256  # few enough for every model, those of `embatch serve` included
 
 
 @contextlib.contextmanager

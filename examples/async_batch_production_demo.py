@@ -20,7 +20,8 @@ import numpy as np
 from embatch import BatchEmbeddings, Client, EmbedContentBatch, IndeterminateError, vectors
 from embatch.types.models import find_model
 
-MODEL, DIMS = "gemini-embedding-001", 768
+MODEL = "gemini-embedding-001"
+DIMS = 256  # few enough for every model, those of `embatch serve` included
 SIZES = ("small", "large", "folding", "outdoor", "antique")
 THINGS = ("table", "lamp", "chair", "shelf", "clock", "kettle")
 STUFFS = ("oak", "steel", "glass", "bamboo")

@@ -95,6 +95,7 @@ _SAFE_WORDS: Final = re.compile(
     r"|(?:must|should|may) not be empty"
     r"|(?:payload|file) size exceeds the limit(?:: \d+ bytes)?"
     r"|at most \d+ requests can be in one batch"
+    r"|output_?dimensionality:? must be between \d+ and \d+"
     r"|is not found for API version v1\w{0,5}"
     r"|is not supported for (?:asyncBatchEmbed|batchEmbed|embed|generate)Contents?"
     r"|does not have permission|do not have permission|it may not exist"

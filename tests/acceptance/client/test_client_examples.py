@@ -1,24 +1,41 @@
 """The examples run as they stand, without a key, and go on where they were stopped."""
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 SECRETS = ("GOOGLE_API_KEY", "GEMINI_API_KEY", "GOOGLE_GEMINI_BASE_URL")
 
 
-def _run(name: str, *arguments: str) -> str:
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A server of one's own; where it listens."""
+    command = [sys.executable, "-m", "embatch", "serve", "--engine", "fake", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--data", str(tmp_path / "data")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        told = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert told is not None
+        yield told[0]
+        process.terminate()
+
+
+def _run(name: str, *arguments: str, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
-        env={key: value for key, value in os.environ.items() if key not in SECRETS},
+        env={**{k: v for k, v in os.environ.items() if k not in SECRETS}, **variables},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -40,3 +57,11 @@ def test_production_demo(tmp_path: Path) -> None:
     second = _run("async_batch_production_demo.py", str(tmp_path))
     assert "submitted" not in second
     assert "120 vectors" in second
+
+
+def test_examples_on_a_server_of_ones_own(server: str, tmp_path: Path) -> None:
+    """Both run against `embatch serve`, named by the variable that other clients know too."""
+    variables = {"GOOGLE_GEMINI_BASE_URL": server}
+    assert "completed: 100 %" in _run("async_batch_embedding_demo.py", **variables)
+    said = _run("async_batch_production_demo.py", str(tmp_path / "demo"), **variables)
+    assert "120 vectors" in said

@@ -278,3 +278,15 @@ def test_outages_tell_their_wait() -> None:
     assert isinstance(verdict.error, ProviderUnavailableError)
     assert verdict.error.retry_after_s == 7.0
     assert verdict.wait_s == 7.0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "output_dimensionality must be between 128 and 3072",
+        "Error on line 1; output_dimensionality: must be between 1 and 384",
+    ],
+)
+def test_what_a_model_cannot_give_is_told(said: str) -> None:
+    """Dimensions that are out of bounds are told with the bounds."""
+    assert told(said.replace("; ", ": ")) == said
