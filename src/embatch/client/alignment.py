@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from embatch.client.results import TEXT_KEY, RowBlock
+from embatch.client.results import TEXT_KEY, Gauge, Row, RowBlock
 from embatch.errors import AlignmentError, InvalidRequestError
 from embatch.types.batch import EmbedContentBatch
 from embatch.types.embedding import BatchEmbeddings, RowError
@@ -74,52 +74,54 @@ def expected_dims(batch: EmbedContentBatch) -> int | None:
 
 
 class Aligner:
-    """Takes blocks in any order; gives `rows` results in the order of the inputs."""
+    """Takes rows in any order; gives `rows` results in the order of the inputs."""
 
     def __init__(
         self,
         batch: EmbedContentBatch,
         rows: int,
         *,
+        cut: bool = False,
         by_text: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
-        """`by_text` maps the key of a text to the places that hold it, for services that give
-        no key back; None while it is not known."""
+        """`cut` as a Gauge takes it. `by_text` maps the key of a text to the places that hold it,
+        for services that give no key back; None while it is not known."""
         self._name, self._own = batch.name, label_hash(batch.label)
         self.rows = rows
         self.by_text = by_text
+        self._gauge = Gauge(dims=expected_dims(batch), cut=cut)
         self._used: dict[str, int] = {}
         self._vectors: NDArray[np.float32] | None = None
         self._tokens: NDArray[np.int64] | None = None
-        self._filled = np.zeros(rows, dtype=np.bool_)
+        self._filled = bytearray(rows)
         self._errors: dict[int, RowError] = {}
 
-    def add(self, rows: RowBlock) -> None:
-        """Takes a block. AlignmentError for a key that is unknown, foreign or there twice."""
-        block = rows.block
-        places = [self._place(key) for key in block.keys]
-        if places:
-            self._claim(places)
-            if self._vectors is None:
-                shape = (self.rows, block.vectors.shape[1])
-                # Not filled: each page is touched once, rows without a vector at the end.
-                self._vectors = np.empty(shape, dtype=np.float32)
-            self._vectors[places] = block.vectors
-        if block.tokens is not None:
-            if self._tokens is None:
-                self._tokens = np.full(self.rows, -1, dtype=np.int64)
-            self._tokens[places] = block.tokens
-        for key, error in block.errors:
-            if not key:
-                continue  # a line that could not be read: its input turns up as missing
-            place = self._place(key)
-            self._claim([place])
-            self._errors[place] = error
+    def add(self, rows: Iterable[Row]) -> None:
+        """Takes rows. AlignmentError for a key that is unknown, foreign or there twice."""
+        for row in rows:
+            values = self._gauge.fitted(row)
+            if not isinstance(values, RowError):
+                place = self._claimed(row.key or "")
+                if self._vectors is None:
+                    # Not filled: each page is touched once, rows without a vector at the end.
+                    self._vectors = np.empty((self.rows, len(values)), dtype=np.float32)
+                self._vectors[place] = values
+                if row.tokens >= 0:
+                    self._count(place, row.tokens)
+            elif row.key:  # else it could not be read: its input turns up as missing
+                self._errors[self._claimed(row.key)] = values
 
-    def _claim(self, places: list[int]) -> None:
-        if self._filled[places].any() or len(set(places)) != len(places):
+    def _count(self, place: int, tokens: int) -> None:
+        if self._tokens is None:
+            self._tokens = np.full(self.rows, -1, dtype=np.int64)
+        self._tokens[place] = tokens
+
+    def _claimed(self, key: str) -> int:
+        place = self._place(key)
+        if self._filled[place]:
             raise self._misaligned("a key stands there twice")
-        self._filled[places] = True
+        self._filled[place] = 1
+        return place
 
     def _place(self, key: str) -> int:
         if key.startswith(TEXT_KEY):
@@ -147,13 +149,14 @@ class Aligner:
             "them; submit the texts again, or read them unaligned with read_batch_results()."
         )
 
-    def finish(self, *, dims: int | None, keys: Sequence[str] | None) -> BatchEmbeddings:
+    def finish(self, *, keys: Sequence[str] | None) -> BatchEmbeddings:
         """Every input's result; one that never came is a RowError in its place."""
-        for place in np.flatnonzero(~self._filled):
-            self._errors[int(place)] = MISSING
+        place = -1
+        while (place := self._filled.find(0, place + 1)) >= 0:
+            self._errors[place] = MISSING
         vectors = self._vectors
         if vectors is None:
-            vectors = np.empty((self.rows, dims or 0), dtype=np.float32)
+            vectors = np.empty((self.rows, self._gauge.dims or 0), dtype=np.float32)
         vectors[list(self._errors)] = np.nan
         return BatchEmbeddings(
             vectors=vectors, errors=self._errors, aligned=True, keys=keys, tokens=self._tokens

@@ -17,7 +17,7 @@ from embatch.client.alignment import (
 from embatch.client.calls import Calls
 from embatch.client.flow import Emit, Flow, perform
 from embatch.client.requests import EmbedOptions, is_text
-from embatch.client.results import RowBlock
+from embatch.client.results import BlockBuilder, Row, RowBlock, open_reader
 from embatch.errors import (
     BatchFailedError,
     BatchNotCompleteError,
@@ -32,7 +32,8 @@ from embatch.types.label import Label
 from embatch.types.state import JobState
 
 T = TypeVar("T")
-Sink = Callable[[RowBlock], Flow[None]]
+TakeLines = Callable[[Sequence[bytes]], Flow[None]]
+"""Is given result rows as they come, some at a time."""
 
 LABEL_CHARS: Final = 128
 """Longest display name that both services take; our tag is part of it."""
@@ -114,12 +115,14 @@ class Cloud(Protocol):
 
     @property
     def calls(self) -> Calls: ...
+    @property
+    def ignores_dims(self) -> bool: ...
     def trying_once(self) -> "Cloud": ...
     def create(self, new: NewBatch) -> Flow[EmbedContentBatch]: ...
     def create_from_file(self, new: NewFileBatch) -> Flow[EmbedContentBatch]: ...
     def find(self, label: str) -> Flow[EmbedContentBatch | None]: ...
     def get(self, name: str) -> Flow[EmbedContentBatch]: ...
-    def rows(self, batch: EmbedContentBatch, sink: Sink) -> Flow[None]: ...
+    def rows(self, batch: EmbedContentBatch, take: TakeLines) -> Flow[None]: ...
     def texts_of(self, _: EmbedContentBatch, /) -> Flow[dict[str, list[int]]]: ...
     def sent_rows(self, _: EmbedContentBatch, /) -> Flow[int | None]: ...
     def list_batches(self) -> Flow[None]: ...
@@ -170,19 +173,21 @@ def read_embeddings(
     if rows is None:
         return (yield from _read_untagged(cloud, known, keys, dims))
     names = checked_keys(known, keys, rows)
-    aligner = Aligner(known, rows)
+    aligner, read = Aligner(known, rows, cut=cloud.ignores_dims), open_reader()
 
-    def take(block: RowBlock) -> Flow[None]:
-        yield from _align(cloud, known, aligner, block)
+    def take(lines: Sequence[bytes]) -> Flow[None]:
+        yield from _align(cloud, known, aligner, [read(line) for line in lines])
 
     yield from cloud.rows(known, take)
-    return aligner.finish(dims=dims, keys=names)
+    return aligner.finish(keys=names)
 
 
-def _align(cloud: Cloud, batch: EmbedContentBatch, aligner: Aligner, block: RowBlock) -> Flow[None]:
-    if aligner.by_text is None and block.is_keyed_by_text:
+def _align(
+    cloud: Cloud, batch: EmbedContentBatch, aligner: Aligner, rows: Sequence[Row]
+) -> Flow[None]:
+    if aligner.by_text is None and any(row.is_keyed_by_text for row in rows):
         aligner.by_text = yield from cloud.texts_of(batch)
-    aligner.add(block)
+    aligner.add(rows)
 
 
 def _read_untagged(
@@ -194,12 +199,12 @@ def _read_untagged(
     """
     held: list[RowBlock] = []
 
-    def take(block: RowBlock) -> Flow[None]:
+    def hold(block: RowBlock) -> Flow[None]:
         held.append(block)
         return
         yield  # a flow without effects
 
-    yield from cloud.rows(batch, take)
+    yield from _blocks(cloud, batch, hold)
     last = last_own_index(batch, held)
     if last is None:
         if keys is not None:
@@ -213,8 +218,22 @@ def _read_untagged(
         rows = max(last + 1, batch.batch_stats.request_count)
     aligner = Aligner(batch, rows)
     for block in held:
-        yield from _align(cloud, batch, aligner, block)
-    return aligner.finish(dims=dims, keys=checked_keys(batch, keys, rows))
+        yield from _align(cloud, batch, aligner, list(block.unpacked()))
+    return aligner.finish(keys=checked_keys(batch, keys, rows))
+
+
+def _blocks(
+    cloud: Cloud, batch: EmbedContentBatch, sink: Callable[[RowBlock], Flow[None]]
+) -> Flow[None]:
+    builder = BlockBuilder(dims=expected_dims(batch), cut=cloud.ignores_dims)
+
+    def take(lines: Sequence[bytes]) -> Flow[None]:
+        for block in builder.add(lines):
+            yield from sink(block)
+
+    yield from cloud.rows(batch, take)
+    for last in builder.finish():
+        yield from sink(last)
 
 
 def emit_blocks(cloud: Cloud, batch: EmbedContentBatch | str) -> Flow[None]:
@@ -224,4 +243,4 @@ def emit_blocks(cloud: Cloud, batch: EmbedContentBatch | str) -> Flow[None]:
     def sink(block: RowBlock) -> Flow[None]:
         yield from perform(Emit(value=block.block))
 
-    yield from cloud.rows(known, sink)
+    yield from _blocks(cloud, known, sink)

@@ -3,7 +3,7 @@
 import itertools
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -11,12 +11,12 @@ from typing import Any, Final
 from embatch.client import files
 from embatch.client.alignment import expected_dims, tagged_rows
 from embatch.client.calls import Calls, create_once, parse_object
-from embatch.client.cloud import NewBatch, NewFileBatch, Sink, created_or_undone
+from embatch.client.cloud import NewBatch, NewFileBatch, TakeLines, created_or_undone
 from embatch.client.cutter import DocumentCutter, LineCutter
 from embatch.client.embeds import embed_in_groups, vectors_of
 from embatch.client.flow import Emit, Flow, ReadStream, ShutStream, Sleep, Work, perform
 from embatch.client.requests import EmbedOptions, build_batch, build_inline, build_lines, spool
-from embatch.client.results import BlockBuilder, Tally
+from embatch.client.results import Tally
 from embatch.client.retry import Again
 from embatch.client.waiting import wait_until_stopped
 from embatch.client.wire import (
@@ -40,7 +40,6 @@ from embatch.types.label import Label
 MOST_CONTENTS: Final = 100
 """Texts of one `batchEmbedContents`; the service refuses more."""
 PAGE_SIZE: Final = 100
-_Take = Callable[[Sequence[bytes]], Flow[None]]
 _ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 """What goes into a path as it is."""
 
@@ -72,6 +71,11 @@ class Gemini:
     calls: Calls
     version: str
     """Version of the API in every path: "v1beta"."""
+
+    @property
+    def ignores_dims(self) -> bool:
+        """Vectors come as short as they were asked for."""
+        return False
 
     def trying_once(self) -> "Gemini":
         """The same operations, each call tried once: for a caller who tries again by itself."""
@@ -199,7 +203,7 @@ class Gemini:
         name = batch_name(name)
         return f"looking at {name}", self.calls.request("GET", f"/{self.version}/{name}")
 
-    def _walk(self, what: str, request: Request, take: _Take) -> Flow[dict[str, Any]]:
+    def _walk(self, what: str, request: Request, take: TakeLines) -> Flow[dict[str, Any]]:
         """A document without its rows, which go to `take`, each once."""
         given = 0
         for attempt in itertools.count():
@@ -214,26 +218,18 @@ class Gemini:
             yield from perform(Sleep(seconds=verdict.wait_s))
         raise AssertionError("counting never ends")
 
-    def rows(self, batch: EmbedContentBatch, sink: Sink) -> Flow[None]:
-        """Gives every result row of a finished batch to `sink`, in blocks."""
-        builder = BlockBuilder(dims=expected_dims(batch))
+    def rows(self, batch: EmbedContentBatch, take: TakeLines) -> Flow[None]:
+        """Gives every result row of a finished batch to `take`."""
+        if batch.output is None or batch.output.file is None:
+            yield from self._walk(*self._document(batch.name), take)
+            return
         lines = LineCutter()
 
-        def add(rows: Sequence[bytes]) -> Flow[None]:
-            for block in builder.add(rows):
-                yield from sink(block)
+        def cut(chunk: bytes) -> Flow[None]:
+            yield from take(lines.feed(chunk))
 
-        def take(chunk: bytes) -> Flow[None]:
-            yield from add(lines.feed(chunk))
-
-        if batch.output is not None and batch.output.file is not None:
-            yield from files.download(self.calls, self.version, batch.output.file, take)
-        else:
-            yield from self._walk(*self._document(batch.name), add)
-        yield from add(lines.finish())
-        last = builder.finish()
-        if last is not None:
-            yield from sink(last)
+        yield from files.download(self.calls, self.version, batch.output.file, cut)
+        yield from take(lines.finish())
 
     def texts_of(self, _: EmbedContentBatch, /) -> Flow[dict[str, list[int]]]:
         """The Gemini API always gives keys back."""
@@ -368,7 +364,7 @@ def _drop(_: Sequence[bytes]) -> Flow[None]:
 
 
 def _cut(
-    stream: Stream, cutter: DocumentCutter, take: _Take, given: int
+    stream: Stream, cutter: DocumentCutter, take: TakeLines, given: int
 ) -> Flow[tuple[Lost | None, int]]:
     """Gives rows to `take` but for the first `given` ones; tells how many were given by now."""
     seen = 0

@@ -35,6 +35,10 @@ BLOCK_BYTES: Final = 2 << 20
 TEXT_KEY: Final = "text:"
 """Before the SHA-256 of a row's text, where the service gives no key back but the text."""
 
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_SAFE_SQUARES: Final = 1e76
+"""Values whose squares add up to less are finite, and none is over float32: a quick look."""
+
 Values = NDArray[np.float64]
 
 
@@ -48,6 +52,11 @@ class Row:
     error: RowError | None = None
     tokens: int = -1
     """Tokens billed, -1 where the service does not say."""
+
+    @property
+    def is_keyed_by_text(self) -> bool:
+        """The service gave the text back in place of a key."""
+        return self.key is not None and self.key.startswith(TEXT_KEY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +76,14 @@ class RowBlock:
         """Keys of all rows, "" for a row without one."""
         return chain(self.block.keys, (key for key, _ in self.block.errors))
 
-    @property
-    def is_keyed_by_text(self) -> bool:
-        """The service gave texts back in place of keys."""
-        return any(key.startswith(TEXT_KEY) for key in self.all_keys)
+    def unpacked(self) -> Iterator[Row]:
+        """The rows one by one: those with a vector, then the others."""
+        block = self.block
+        tokens = [-1] * len(block.keys) if block.tokens is None else block.tokens.tolist()
+        for key, vector, count in zip(block.keys, block.vectors, tokens, strict=True):
+            yield Row(key=key, values=vector.astype(np.float64), tokens=count)
+        for key, error in block.errors:
+            yield Row(key=key, error=error)
 
 
 RowReader = Callable[[bytes], Row]
@@ -138,13 +151,15 @@ def _plain_row(line: bytes) -> Row:
         return Row(key=key, error=error)
     values, tokens = _vector(document)
     if not isinstance(values, list) or not values:
-        message = "the service gave no vector for this row"
-        return Row(key=key, error=RowError(code="no_vector", message=message, transient=True))
+        return Row(key=key, error=_NO_VECTOR)
     if any(not _is_number(value) for value in values):
         return Row(key=key, error=_NOT_FINITE, tokens=tokens)
     return Row(key=key, values=np.array(values, dtype=np.float64), tokens=tokens)
 
 
+_NO_VECTOR: Final = RowError(
+    code="no_vector", message="the service gave no vector for this row", transient=True
+)
 _NOT_FINITE: Final = RowError(
     code="not_finite", message="the vector holds a value that is no finite number", transient=True
 )
@@ -227,16 +242,43 @@ def _named_error(word: str, message: object) -> RowError:
     )
 
 
+def fits_float32(values: Values) -> bool:
+    """Every value is a finite number that float32 can hold."""
+    return bool(values.dot(values) < _SAFE_SQUARES or np.abs(values).max() <= _FLOAT32_MAX)
+
+
+class Gauge:
+    """Tells the vectors that can be used from those that cannot."""
+
+    def __init__(self, *, dims: int | None, cut: bool) -> None:
+        """`dims` is the length to expect; None takes the first vector's. `cut` shortens longer
+        vectors to `dims`, for services that ignore the dimensions asked for."""
+        self.dims = dims
+        self._cut = cut and dims is not None
+
+    def fitted(self, row: Row) -> Values | RowError:
+        """The row's vector, or why it has none."""
+        values = row.values
+        if row.error is not None or values is None:
+            return row.error or _NO_VECTOR
+        if self.dims is None:
+            self.dims = len(values)
+        if self._cut:
+            values = values[: self.dims]
+        if len(values) != self.dims:
+            message = f"the vector has {len(values)} values, not {self.dims}"
+            return RowError(code="wrong_dims", message=message, transient=True)
+        return values if fits_float32(values) else _NOT_FINITE
+
+
 class BlockBuilder:
     """Gathers rows into blocks of float32."""
 
     def __init__(
         self, *, dims: int | None = None, cut: bool = False, block_rows: int = BLOCK_ROWS
     ) -> None:
-        """`dims` is the length to expect; None takes the first vector's. `cut` shortens longer
-        vectors to `dims`, for services that ignore the dimensions asked for."""
-        self._dims = dims
-        self._cut = cut and dims is not None
+        """`dims` and `cut` as a Gauge takes them."""
+        self._gauge = Gauge(dims=dims, cut=cut)
         self._most = self._block_rows = block_rows
         self._read = open_reader()
         self._place = 0
@@ -250,60 +292,41 @@ class BlockBuilder:
         self._error_places: list[int] = []
         self._matrix: NDArray[np.float32] | None = None
 
-    def add(self, lines: Iterable[bytes]) -> list[RowBlock]:
+    def add(self, lines: Iterable[bytes]) -> Iterator[RowBlock]:
         """Takes rows; gives the blocks that are full with them."""
-        # Entered once for many rows: entering costs as much as storing one.
-        with np.errstate(over="ignore"):
-            blocks = [self._add(line) for line in lines]
-        return [block for block in blocks if block is not None]
+        for line in lines:
+            self._store(self._read(line))
+            if len(self._keys) + len(self._errors) >= self._most:
+                yield from self.finish()
 
-    def _add(self, line: bytes) -> RowBlock | None:
-        row = self._read(line)
+    def _store(self, row: Row) -> None:
         place, self._place = self._place, self._place + 1
-        error = row.error
-        if error is None and row.values is not None:
-            error = self._store(row, row.values, place)
-        if error is not None:
-            self._errors.append((row.key or "", error))
+        values = self._gauge.fitted(row)
+        if isinstance(values, RowError):
+            self._errors.append((row.key or "", values))
             self._error_places.append(place)
-        full = len(self._keys) + len(self._errors) >= self._most
-        return self.finish() if full else None
-
-    def _store(self, row: Row, values: Values, place: int) -> RowError | None:
-        if self._dims is None:
-            self._dims = len(values)
-        if self._cut:
-            values = values[: self._dims]
-        if len(values) != self._dims:
-            return RowError(
-                code="wrong_dims",
-                message=f"the vector has {len(values)} values, not {self._dims}",
-                transient=True,
-            )
+            return
         if self._matrix is None:
-            fitting = BLOCK_BYTES // (self._dims * np.dtype(np.float32).itemsize)
+            fitting = BLOCK_BYTES // (len(values) * np.dtype(np.float32).itemsize)
             self._most = min(self._block_rows, max(fitting, 1))
-            self._matrix = np.empty((self._most, self._dims), dtype=np.float32)
+            self._matrix = np.empty((self._most, len(values)), dtype=np.float32)
         self._matrix[len(self._keys)] = values
         self._keys.append(row.key or "")
         self._places.append(place)
         self._tokens.append(row.tokens)
-        return None
 
-    def finish(self) -> RowBlock | None:
-        """The block so far; None when it is empty."""
+    def finish(self) -> Iterator[RowBlock]:
+        """The block so far, when there is anything in it."""
         if not self._keys and not self._errors:
-            return None
-        matrix = self._matrix if self._matrix is not None else np.empty((0, self._dims or 0))
-        vectors = np.asarray(matrix[: len(self._keys)], dtype=np.float32)
-        bad = _not_finite_rows(vectors)
-        if len(bad):
-            vectors = self._without(bad, vectors)
+            return
+        matrix = self._matrix
+        if matrix is None:
+            matrix = np.empty((0, self._gauge.dims or 0), dtype=np.float32)
         known = any(tokens >= 0 for tokens in self._tokens)
         block = RowBlock(
             block=ResultBlock(
                 keys=tuple(self._keys),
-                vectors=vectors,
+                vectors=matrix[: len(self._keys)],
                 errors=tuple(self._errors),
                 tokens=np.array(self._tokens, dtype=np.int32) if known else None,
             ),
@@ -312,25 +335,7 @@ class BlockBuilder:
             rows=len(self._keys) + len(self._errors),
         )
         self._begin()
-        return block
-
-    def _without(self, bad: NDArray[np.intp], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Moves rows that float32 cannot hold to the errors."""
-        for index in bad[::-1]:
-            self._errors.append((self._keys.pop(index), _NOT_FINITE))
-            self._error_places.append(self._places.pop(index))
-            self._tokens.pop(index)
-        return np.delete(vectors, bad, axis=0)
-
-
-def _not_finite_rows(vectors: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Which rows hold a value that is no finite number."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        sums = vectors.sum(axis=1)
-    if np.isfinite(sums).all():
-        return np.empty(0, dtype=np.intp)
-    # One that is not finite never adds up to a finite sum; huge finite ones may overflow it.
-    return np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        yield block
 
 
 class Tally:
@@ -351,9 +356,7 @@ class Tally:
             return
         dims = len(values)
         self._first = self._first or dims
-        with np.errstate(over="ignore"):
-            sound = not len(_not_finite_rows(values.astype(np.float32)[None]))
-        self._by_dims[dims] = self._by_dims.get(dims, 0) + sound
+        self._by_dims[dims] = self._by_dims.get(dims, 0) + fits_float32(values)
 
     def good(self, dims: int | None) -> int:
         """Rows with a vector of `dims` values; None stands for the first vector's length."""
@@ -368,6 +371,4 @@ def read_blocks(
     for chunk in chunks:
         yield from (full.block for full in builder.add(cutter.feed(chunk)))
     yield from (full.block for full in builder.add(cutter.finish()))
-    last = builder.finish()
-    if last is not None:
-        yield last.block
+    yield from (last.block for last in builder.finish())

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from embatch.client import objects
-from embatch.client.alignment import expected_dims, own_index
+from embatch.client.alignment import own_index
 from embatch.client.calls import Calls, create_once
-from embatch.client.cloud import NewBatch, NewFileBatch, Sink, created_or_undone
+from embatch.client.cloud import NewBatch, NewFileBatch, TakeLines, created_or_undone
 from embatch.client.embeds import embed_in_groups, vectors_of
 from embatch.client.flow import Emit, Flow, Sleep, Work, perform
 from embatch.client.requests import EmbedOptions, build_vertex_lines, spool
-from embatch.client.results import BlockBuilder, text_key
+from embatch.client.results import text_key
 from embatch.client.vertex_places import Places, object_name
 from embatch.client.waiting import wait_until_stopped
 from embatch.client.wire import integer, parse_job, parse_model
@@ -51,6 +51,11 @@ class Vertex:
     calls: Calls
     places: Places
     open_storage: Callable[[], "ObjectStorage"] = field(repr=False)
+
+    @property
+    def ignores_dims(self) -> bool:
+        """Full vectors may come though fewer values were asked for: they are cut here."""
+        return True
 
     def trying_once(self) -> "Vertex":
         """The same operations, each call tried once: for a caller who tries again by itself."""
@@ -155,8 +160,8 @@ class Vertex:
         request = self.calls.request("GET", f"/{self.places.version}/{name}")
         return parse_job((yield from self.calls.json(f"looking at {name}", request)))
 
-    def rows(self, batch: EmbedContentBatch, sink: Sink) -> Flow[None]:
-        """Gives every result row of a finished batch to `sink`, in blocks."""
+    def rows(self, batch: EmbedContentBatch, take: TakeLines) -> Flow[None]:
+        """Gives every result row of a finished batch to `take`."""
         directory = batch.output.directory if batch.output is not None else None
         if directory is None:
             raise NotFoundError(f"{batch.name} names no output directory")
@@ -167,17 +172,8 @@ class Vertex:
             raise ProviderUnavailableError(
                 f"{batch.name} has ended, but there are no results under {directory} yet"
             )
-        builder = BlockBuilder(dims=expected_dims(batch), cut=True)
-
-        def add(lines: Sequence[bytes]) -> Flow[None]:
-            for block in builder.add(lines):
-                yield from sink(block)
-
         for uri in results:
-            yield from objects.lines(storage, uri, add)
-        last = builder.finish()
-        if last is not None:
-            yield from sink(last)
+            yield from objects.lines(storage, uri, take)
 
     def texts_of(self, batch: EmbedContentBatch, /) -> Flow[dict[str, list[int]]]:
         """Places by text, read from the staged input: older models give no keys back."""

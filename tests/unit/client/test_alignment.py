@@ -16,7 +16,7 @@ from embatch.client.alignment import (
     last_own_index,
     tagged_rows,
 )
-from embatch.client.results import BlockBuilder, RowBlock
+from embatch.client.results import BlockBuilder, RowBlock, open_reader
 from embatch.errors import AlignmentError, InvalidRequestError
 from embatch.types.batch import EmbedContentBatch
 from embatch.types.embedding import BatchEmbeddings, RowError
@@ -39,15 +39,13 @@ def _batch(rows: int, keys: list[str] | None = None) -> EmbedContentBatch:
 
 def _blocks(lines: list[bytes], block_rows: int = 2) -> list[RowBlock]:
     builder = BlockBuilder(dims=DIMS, block_rows=block_rows)
-    full, last = builder.add(lines), builder.finish()
-    return full if last is None else [*full, last]
+    return [*builder.add(lines), *builder.finish()]
 
 
 def _aligned(batch: EmbedContentBatch, lines: list[bytes], rows: int) -> BatchEmbeddings:
-    aligner = Aligner(batch, rows, by_text={})
-    for block in _blocks(lines):
-        aligner.add(block)
-    return aligner.finish(dims=DIMS, keys=None)
+    aligner, read = Aligner(batch, rows, by_text={}), open_reader()
+    aligner.add(read(line) for line in lines)
+    return aligner.finish(keys=None)
 
 
 def _good(key: str, value: int) -> bytes:
