@@ -79,7 +79,6 @@ class Run:
         too. `on_progress` is called with the status about twice a second and once at the end.
         """
         environment = self._environment
-        deadline = None if timeout is None else time.monotonic() + timeout
         next_report = time.monotonic()
 
         def over() -> bool:
@@ -88,16 +87,14 @@ class Run:
             if on_progress is not None and now >= next_report:
                 next_report = now + PROGRESS_S
                 on_progress(self.status())
-            if (deadline is not None and now >= deadline) or (stop is not None and stop()):
-                return True
-            return self._record().state in STOPPED_STATES
+            return (stop is not None and stop()) or self._record().state in STOPPED_STATES
 
         try:
             if self._record().state not in STOPPED_STATES:
                 executor = ThreadExecutor(
                     environment.journal, environment.context, clock=environment.hooks.clock
                 )
-                executor.work([self.id], until=over)
+                executor.work([self.id], until=over, timeout_s=timeout)
         finally:
             environment.close_providers()
         status = self.status()
@@ -146,7 +143,8 @@ class Run:
 
     def retry(self) -> int:
         """Enters the failed rows once more, those whose text was kept. Gives how many."""
-        return retry_run(self._environment.journal, self.id, now=self._environment.now())
+        world = self._environment
+        return retry_run(world.journal, self.id, now=world.now(), checkpoint=world.hooks.checkpoint)
 
     def failures(self) -> Iterator[Failure]:
         """The rows that have no vector, in row order, each with its reason."""
@@ -222,6 +220,7 @@ def enter(
             name=name,
             tags=tags,
             priority=priority,
+            checkpoint=world.hooks.checkpoint,
         )
     except BaseException:
         _leave_no_trace(str(out))

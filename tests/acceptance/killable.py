@@ -1,9 +1,9 @@
 """`embatch` with a fake engine and a kill -9 at a checkpoint: run as a process by the kill proofs.
 
-    python killable.py KILL_AT TRACE -- ARGUMENTS…
+    python killable.py KILL_AT TRACE POISON -- ARGUMENTS…
 
-`KILL_AT` is `name:n`, the n-th passing of a checkpoint, or `-`. `TRACE` is a file that gets the
-name of each checkpoint passed, or `-`.
+Texts with the word `POISON` fail. `KILL_AT` is `name:n`, the n-th passing of a checkpoint, or `-`.
+`TRACE` is a file that gets the name of each checkpoint passed, or `-`.
 """
 
 import os
@@ -17,7 +17,6 @@ from embatch.environment import Hooks
 from embatch.testing.engine import FakeEngine
 
 DIMS = 16
-POISON = "poison"
 
 
 class Checkpoints:
@@ -44,9 +43,9 @@ class Checkpoints:
 def open_engine(_model: str | None, *, precision: str = "auto") -> FakeEngine:
     """The engine of the proofs: slow enough that a kill at random finds something under way."""
     _ = precision
-    return FakeEngine(dims=DIMS, poison=POISON, delay_s=0.01)
+    return FakeEngine(dims=DIMS, poison=sys.argv[3], delay_s=0.01)
 
 
 if __name__ == "__main__":
     hooks = Hooks(checkpoint=Checkpoints(sys.argv[1], sys.argv[2]), open_engine=open_engine)
-    sys.exit(main(sys.argv[4:], hooks=hooks))
+    sys.exit(main(sys.argv[5:], hooks=hooks))

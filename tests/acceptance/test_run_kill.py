@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from embatch.testing.engine import FakeEngine
 
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 KILLABLE = Path(__file__).with_name("killable.py")
 DIMS = 16
+POISON = "poison"
 BATCH_ITEMS = 8
 ROWS = 90
 DEADLINE_S = 120
@@ -31,9 +34,9 @@ WORDS = ("river", "engine", "winter", "market")
 class Proof:
     """One output under test, in its own home."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, out: str = "out") -> None:
         self.home = folder / "home"
-        self.out = folder / "out"
+        self.out = folder / out
         self.trace = folder / "trace"
         self.input = folder / "texts.jsonl"
         self.texts: dict[str, str | None] = {}
@@ -44,59 +47,86 @@ class Proof:
             if row % 17 == 0:
                 text = None if row % 2 else ""
             if row == 43:
-                text = "a poison text"
+                text = f"a {POISON} text"
             self.texts[f"key-{row}"] = text
         lines = [json.dumps({"id": key, "text": text}) for key, text in self.texts.items()]
         self.input.write_text("\n".join(lines) + "\n")
 
-    def start(self, kill_at: str = "-", trace: str = "-") -> subprocess.Popen[bytes]:
+    def start(
+        self, kill_at: str = "-", trace: str = "-", *, flags: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """`embatch run` on the input, with more `flags`."""
         arguments = ["run", str(self.input), "-o", str(self.out), "--key", "id", "--json"]
+        arguments += ["--max-batch-items", str(BATCH_ITEMS), "--poll-interval", "0.02"]
+        return self.type(*arguments, *flags, kill_at=kill_at, trace=trace)
+
+    def type(
+        self, *arguments: str, kill_at: str = "-", trace: str = "-", poison: str = POISON
+    ) -> subprocess.Popen[bytes]:
+        """Any command of `embatch`."""
         return subprocess.Popen(
-            [
-                *(sys.executable, str(KILLABLE), kill_at, trace, "--"),
-                *arguments,
-                *("--max-batch-items", str(BATCH_ITEMS), "--poll-interval", "0.02"),
-            ],
+            [sys.executable, str(KILLABLE), kill_at, trace, poison, "--", *arguments],
             env={"EMBATCH_HOME": str(self.home), "PATH": "/usr/bin:/bin"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
 
-    def finish(self) -> dict[str, object]:
+    def killed(self, kill_at: str, *, flags: Sequence[str] = ()) -> None:
+        """A start that dies at a checkpoint."""
+        process = self.start(kill_at=kill_at, flags=flags)
+        process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == -signal.SIGKILL, kill_at
+
+    def finish(self, *, trace: str = "-", flags: Sequence[str] = ()) -> dict[str, object]:
         """Runs to the end; three failed rows make it exit 3."""
-        process = self.start()
+        process = self.start(trace=trace, flags=flags)
         output, errors = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 3, errors.decode()
         status: dict[str, object] = json.loads(output)
         return status
 
     def wanted(self) -> dict[str, str]:
-        return {key: text for key, text in self.texts.items() if text and "poison" not in text}
+        return {key: text for key, text in self.texts.items() if text and POISON not in text}
 
-    def check(self) -> None:
-        """Every key once, every vector that of its text, every failure with its reason."""
-        wanted = self.wanted()
-        keys: list[str] = []
-        found: list[np.ndarray] = []
-        for path in sorted(self.out.glob("part-*.parquet")):
-            table = pq.read_table(path)
-            keys += table["key"].to_pylist()
-            found.append(table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, DIMS))
+    def check(self, *, mended: bool = False) -> None:
+        """Every key once, every vector that of its text, every failure with its reason.
+
+        `mended`: the poison was taken out and the row tried again.
+        """
+        wanted = (
+            {key: text for key, text in self.texts.items() if text} if mended else self.wanted()
+        )
+        keys, found = self.written()
         assert sorted(keys) == sorted(wanted)
         truth = FakeEngine(dims=DIMS).expected([wanted[key] for key in keys])
-        assert np.array_equal(np.concatenate(found), truth)
-        lines = (self.out / "failures.jsonl").read_text().splitlines()
+        assert np.array_equal(found, truth)
+        beside = self.out if self.out.is_dir() else self.out.with_suffix(".embatch")
+        lines = (beside / "failures.jsonl").read_text().splitlines()
         failures = [json.loads(line) for line in lines]
         codes = {failure["key"]: failure["code"] for failure in failures}
         missing = self.texts.keys() - wanted.keys()
         assert codes.keys() == missing
+        assert len(lines) == len(missing)
         for key in missing:
             assert (codes[key] == "empty_text") == (not self.texts[key])
         # A folder without a row, of a kill between the two, is swept when it is old.
         with closing(sqlite3.connect(self.home / "service" / "service.db")) as service:
             assert service.execute("SELECT count(*) FROM batches").fetchone() == (0,)
-        names = {path.name for path in self.out.iterdir()}
-        assert not [name for name in names if name.startswith(".part")]
+        assert not list(beside.rglob(".part*"))
+
+    def written(self) -> tuple[list[str], NDArray[np.float32]]:
+        """Keys and vectors of the output, whatever its form."""
+        if self.out.suffix == ".npy":
+            keys = pq.read_table(self.out.with_suffix(".keys.parquet"))["key"].to_pylist()
+            return keys, np.load(self.out)
+        paths = [self.out] if self.out.is_file() else sorted(self.out.glob("part-*.parquet"))
+        tables = [pq.read_table(path) for path in paths]
+        if self.out.is_file():
+            rows = tables[0]["row"].to_pylist()
+            assert rows == sorted(rows)
+        vectors = [table["embedding"].combine_chunks().flatten().to_numpy() for table in tables]
+        keys = [key for table in tables for key in table["key"].to_pylist()]
+        return keys, np.concatenate(vectors).reshape(-1, DIMS)
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -149,11 +179,69 @@ def test_a_run_killed_at_every_checkpoint_ends_right(tmp_path: Path) -> None:
             folder = tmp_path / f"{name}-{count}"
             folder.mkdir()
             proof = Proof(folder)
-            process = proof.start(kill_at=f"{name}:{count}")
-            process.communicate(timeout=DEADLINE_S)
-            assert process.returncode == -signal.SIGKILL, name
+            proof.killed(f"{name}:{count}")
             proof.finish()
             proof.check()
+
+
+@pytest.mark.parametrize("out", ["out.npy", "out.parquet"])
+def test_a_single_file_killed_while_it_is_finished_ends_right(tmp_path: Path, out: str) -> None:
+    """One start after another dies a step later, on the same output."""
+    proof = Proof(tmp_path, out)
+    for name in ("failures", "assembled", "manifest", "journaled"):
+        proof.killed(f"finish.{name}:1")
+    proof.finish()
+    proof.check()
+
+
+def test_a_retry_killed_in_its_middle_ends_right(tmp_path: Path) -> None:
+    """The rows that failed are entered once, whenever `retry` dies; the mended one is written."""
+    for number, name in enumerate(
+        ("retry.staged", "retry.journaled", "submit.done", "part.written")
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        proof = Proof(folder)
+        run_id = str(proof.finish()["id"])
+        died = proof.type("retry", run_id, "--json", kill_at=f"{name}:1", poison="nothing")
+        died.communicate(timeout=DEADLINE_S)
+        assert died.returncode == -signal.SIGKILL, name
+        again = "retry" if name == "retry.staged" else "resume"
+        process = proof.type(again, run_id, "--json", poison="nothing")
+        _, errors = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 3, errors.decode()  # empty texts stay failures
+        proof.check(mended=True)
+
+
+def test_a_killed_run_that_reuses_vectors_ends_right(tmp_path: Path) -> None:
+    """Reused rows and bought ones alike, each once; and only the new texts are bought."""
+    old = Proof(tmp_path)
+    old.finish()
+    for number, name in enumerate(("copies.written", "copies.staged", "part.journaled")):
+        proof = Proof(tmp_path, f"new-{number}")
+        proof.texts |= {f"more-{row}": f"another text {row}" for row in range(20)}
+        lines = [json.dumps({"id": key, "text": text}) for key, text in proof.texts.items()]
+        proof.input = tmp_path / f"more-{number}.jsonl"
+        proof.input.write_text("\n".join(lines) + "\n")
+        flags = ("--reuse", str(old.out))
+        proof.killed(f"{name}:1", flags=flags)
+        status = proof.finish(flags=flags)
+        distinct = set(old.wanted().values())
+        assert int(str(status["reused"])) >= len(distinct)
+        proof.check()
+
+
+def test_an_output_whose_journal_is_gone_is_adopted_through_kills(tmp_path: Path) -> None:
+    """Its parts are taken over after a look, whenever that dies, and nothing is bought again."""
+    proof = Proof(tmp_path)
+    proof.finish()
+    shutil.rmtree(proof.home)
+    for name in ("adopt.verified", "adopt.claimed", "plan.digested"):
+        proof.killed(f"{name}:1")
+    proof.finish(trace=str(proof.trace))
+    proof.check()
+    # The poison alone is tried again: its failure is not among the parts.
+    assert proof.trace.read_text().split().count("submit.done") == 1
 
 
 REPEATED = {"stage.journaled", "submit.done", "part.journaled", "part.renamed"}

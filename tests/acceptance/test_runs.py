@@ -386,7 +386,7 @@ def test_a_reused_output_that_was_made_anew_is_noticed(world: World, tmp_path: P
 
 def test_a_forgotten_output_starts_over_with_right_vectors(world: World, tmp_path: Path) -> None:
     """What the local service still holds under old labels is never taken for the new run's."""
-    environment = world(delay_s=0.05)
+    environment = world(delay_s=0.3)
     data = pa.table({"text": list(pairs(60).values())})
     run = api.submit(data, tmp_path / "out", max_batch_items=8, environment=environment)
     run.wait(0.6)

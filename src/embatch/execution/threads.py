@@ -1,6 +1,7 @@
 """Works runs in this process: a few threads that take whatever step is due."""
 
 import logging
+import math
 import threading
 import time
 import traceback
@@ -85,12 +86,13 @@ class ThreadExecutor:
         *,
         until: Callable[[], bool],
         poll_s: float = 0.5,
+        timeout_s: float | None = None,
     ) -> None:
         """Takes steps of `run_ids`, or of every run, until `until()` holds or `stop` is called.
 
-        `until` is asked in the calling thread, every `poll_s` seconds and when a run has ended or
-        its plan stands. An error that belongs to
-        no run, such as a journal that is gone, is raised here.
+        After `timeout_s` no step is begun any more. `until` is asked in the calling thread, every
+        `poll_s` seconds and when a run has ended or its plan stands. An error that belongs to no
+        run, such as a journal that is gone, is raised here.
         """
         self._journal.leases.release_dead(is_known_dead)
         threads = [
@@ -101,11 +103,12 @@ class ThreadExecutor:
         for thread in threads:
             thread.start()
         try:
-            while not self._stopping.is_set():
+            ends_at = math.inf if timeout_s is None else time.monotonic() + timeout_s
+            while not self._stopping.is_set() and (left := ends_at - time.monotonic()) > 0:
                 self._news.clear()
                 if until():
                     break
-                self._news.wait(poll_s)
+                self._news.wait(min(poll_s, left))
         finally:
             self._stopping.set()
             self._wake.set()

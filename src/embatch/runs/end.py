@@ -16,6 +16,7 @@ from embatch.errors import InvalidRequestError, NotFoundError, StorageError
 from embatch.journal.records import BatchRecord, NewBatch
 from embatch.journal.store import Journal
 from embatch.providers.base import Provider
+from embatch.runs.context import no_checkpoint
 from embatch.runs.finish import clear_work, reopen_manifest
 from embatch.types.state import FINAL_RUN_STATES, BatchState, RunEvent, RunState
 
@@ -46,7 +47,13 @@ def cancel_run(
                 provider.cancel(str(batch.remote_name))
 
 
-def retry_run(journal: Journal, run_id: str, *, now: float) -> int:
+def retry_run(
+    journal: Journal,
+    run_id: str,
+    *,
+    now: float,
+    checkpoint: Callable[[str], None] = no_checkpoint,
+) -> int:
     """Enters the failed rows whose texts were kept as new batches. Gives how many rows."""
     run = journal.get_run(run_id)
     if run.state is not RunState.COMPLETED_WITH_FAILURES:
@@ -72,8 +79,10 @@ def retry_run(journal: Journal, run_id: str, *, now: float) -> int:
         files.append(work / name)
     if not batches:
         return 0
-    reopen_manifest(OutputPaths.for_out(run.out))
+    checkpoint("retry.staged")
     journal.batches.add_retries(run.id, batches, rows=[failure.row for failure in kept], now=now)
+    checkpoint("retry.journaled")
+    reopen_manifest(OutputPaths.for_out(run.out))
     for file in files:
         file.unlink(missing_ok=True)
     return len(kept)

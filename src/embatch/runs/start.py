@@ -3,7 +3,7 @@
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from embatch.errors import InvalidRequestError, SpaceMismatchError, TransitionRe
 from embatch.journal.records import AdoptedPart, RunRecord
 from embatch.journal.store import Journal, new_run_id
 from embatch.runs.config import RunConfig
+from embatch.runs.context import no_checkpoint
 from embatch.runs.finish import tidy_output
 from embatch.runs.reuse import require_reusable
 from embatch.types.embedding import Space
@@ -39,6 +40,7 @@ def start_run(
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     priority: int | None = None,
+    checkpoint: Callable[[str], None] = no_checkpoint,
 ) -> RunRecord:
     """Enters a new run, or gives the run that the output holds, ready to go on.
 
@@ -64,9 +66,11 @@ def start_run(
             if manifest is not wanted:
                 stack.enter_context(OutputLock(paths.parts, exclusive=True))
                 adopted = _sound_parts(paths, space)
+                checkpoint("adopt.verified")
                 replace(manifest, journal_id=journal.id, finished_at=None, parts=()).save(
                     paths.manifest
                 )
+                checkpoint("adopt.claimed")
             return journal.create_run(
                 run_id=manifest.run_id,
                 out=str(paths.out),
