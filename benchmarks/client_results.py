@@ -1,8 +1,11 @@
 """Reading batch results to float32: embatch, google-genai's way, and orjson; and to Parquet.
 
 Each route runs in a process of its own, rounds interleaved, medians reported; peak memory is the
-process's. google-genai's way: its own inline path is `client.batches.get()` into its types; for
-files it downloads bytes, and its users parse lines with json into its types.
+process's. embatch's routes are the calls that users make, down to its HTTP client, whose transport
+reads a file instead of a socket. google-genai's way: its own inline path is what
+`client.batches.get()` does with the body; for files it downloads bytes, here read from the disk at
+once, and its users parse the lines with json into its types. The routes named http do the same
+over a socket, from a server in another process.
 """
 
 import json
@@ -10,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,60 +23,148 @@ from benchmarks.measuring import ROOT, Figures, Options, environment, machine
 
 DESCRIPTION = "reading results to float32 and Parquet against google-genai, orjson and json"
 PIECE_BYTES = 1 << 16
+"""What a socket gives at once."""
 ROWS_PER_TEXT = 5
 """Rows for each text that the command line asks for: 10,000 unless said."""
 PARQUET_BYTES_PER_TEXT = 1 << 19
 """1 GiB of result file unless said."""
+WARM_ROWS = 2
+"""Rows that each route reads before it is measured: imports and connections are not."""
 MOST_PARQUET_ROUNDS = 2
 """A round of json lists takes minutes and gigabytes."""
 
 
-def write_results(path: Path, rows: int, dims: int) -> None:
-    """A result file as the Gemini API writes it."""
+def _label(rows: int, dims: int) -> Any:
+    from embatch.types.label import Label
+
+    return Label(display_name="bench", tag="5f0c9ab3d17e", rows=rows, dims=dims)
+
+
+def _arrays(dims: int) -> list[str]:
     values = np.random.default_rng(0).normal(scale=0.02, size=(64, dims)).astype(np.float32)
-    arrays = [json.dumps([float(str(value)) for value in row]) for row in values]
+    return [json.dumps([float(str(value)) for value in row]) for row in values]
+
+
+def write_results(path: Path, rows: int, dims: int) -> None:
+    """A result file as the Gemini API writes it; its batch's label stands beside it."""
+    from embatch.types.label import wire_key
+
+    label, arrays = _label(rows, dims).text, _arrays(dims)
+    beside(path, "label").write_text(label)
     with path.open("w") as file:
         for row in range(rows):
             usage = f'"usageMetadata":{{"promptTokenCount":{row % 90}}}'
             response = f'{{"embedding":{{"values":{arrays[row % 64]}}},{usage}}}'
-            file.write(f'{{"key":"9deb9595d13a:{row}","response":{response}}}\n')
+            file.write(f'{{"key":"{wire_key(label, row)}","response":{response}}}\n')
 
 
 def write_inline(path: Path, rows: int, dims: int) -> None:
     """A finished inline batch's document, every vector twice."""
-    values = np.random.default_rng(0).normal(scale=0.02, size=(64, dims)).astype(np.float32)
-    arrays = [json.dumps([float(str(value)) for value in row]) for row in values]
+    from embatch.types.label import wire_key
+
+    label, arrays = _label(rows, dims).text, _arrays(dims)
+    beside(path, "label").write_text(label)
     listed = ",".join(
-        f'{{"metadata":{{"key":"9deb9595d13a:{row}"}},'
+        f'{{"metadata":{{"key":"{wire_key(label, row)}"}},'
         f'"response":{{"embedding":{{"values":{arrays[row % 64]}}}}}}}'
         for row in range(rows)
     )
     output = f'{{"inlinedResponses":{{"inlinedResponses":[{listed}]}}}}'
     metadata = (
-        '{"model":"models/gemini-embedding-001","displayName":"x",'
+        f'{{"model":"models/gemini-embedding-001","displayName":"{label}",'
         f'"state":"BATCH_STATE_SUCCEEDED","output":{output}}}'
     )
     path.write_text(f'{{"name":"batches/x","done":true,"metadata":{metadata},"response":{output}}}')
 
 
-def _pieces(path: Path) -> Any:
-    with path.open("rb") as file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece
+def beside(path: Path, what: str) -> Path:
+    """Where something about a file of results is kept."""
+    return path.with_name(f"{path.name}.{what}")
+
+
+def _batch(path: Path, **output: Any) -> Any:
+    """The finished batch whose results the file holds."""
+    from embatch.types.batch import BatchOutput, EmbedContentBatch
+    from embatch.types.state import JobState
+
+    return EmbedContentBatch(
+        name="batches/x",
+        display_name="bench",
+        label=beside(path, "label").read_text(),
+        model="gemini-embedding-001",
+        state=JobState.COMPLETED,
+        output=BatchOutput(**output),
+    )
+
+
+def _open(path: Path) -> tuple[Any, Any]:
+    """The Gemini API as a client sees it, and a performer that gets every answer from the file."""
+    import httpx2
+
+    from embatch.client.auth import NoAuthorization
+    from embatch.client.calls import Calls
+    from embatch.client.flow import Thread
+    from embatch.client.gemini import Gemini
+    from embatch.transport import Transport
+
+    class Body(httpx2.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            with path.open("rb") as file:
+                while piece := file.read(PIECE_BYTES):
+                    yield piece
+
+    class FromFile(httpx2.BaseTransport):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            del request
+            size = {"content-length": str(path.stat().st_size)}
+            return httpx2.Response(200, headers=size, stream=Body())
+
+    calls = Calls(base_url="http://file", authorization=NoAuthorization())
+    return Gemini(calls=calls, version="v1beta"), Thread(Transport(inner=FromFile()))
 
 
 def embatch_file(path: Path) -> np.ndarray:
-    """embatch: the stream to blocks, the blocks to one matrix."""
-    from embatch.client.results import read_blocks
+    """embatch: get_batch_embeddings(batch).to_numpy(), aligned by key."""
+    from embatch.client.cloud import read_embeddings
+    from embatch.client.flow import drive
 
-    return np.concatenate([block.vectors for block in read_blocks(_pieces(path))])
+    cloud, performer = _open(path)
+    batch = _batch(path, file="files/batch-x")
+    return drive(read_embeddings(cloud, batch, None), performer).to_numpy()
+
+
+def _blocks(path: Path) -> Iterator[Any]:
+    from embatch.client.cloud import emit_blocks
+    from embatch.client.flow import stream
+
+    cloud, performer = _open(path)
+    return stream(emit_blocks(cloud, _batch(path, file="files/batch-x")), performer)
 
 
 def embatch_stream(path: Path) -> int:
-    """embatch: the stream to blocks, each dropped after use."""
-    from embatch.client.results import read_blocks
+    """embatch: read_batch_results(batch), each block dropped after use."""
+    return sum(len(block.keys) for block in _blocks(path))
 
-    return sum(len(block.keys) for block in read_blocks(_pieces(path)))
+
+def embatch_http(path: Path) -> np.ndarray:
+    """embatch: the same call, by the batch's name, over a socket."""
+    from embatch import Client
+
+    told = json.loads(beside(path, "http").read_text())
+    with Client(api_key=told["key"], base_url=told["url"]) as client:
+        return client.get_batch_embeddings(told["name"]).to_numpy()
+
+
+def genai_http(path: Path) -> np.ndarray:
+    """google-genai: its download over a socket, then as without one."""
+    from google import genai
+    from google.genai import types
+
+    told = json.loads(beside(path, "http").read_text())
+    options = types.HttpOptions(base_url=told["url"])
+    with genai.Client(api_key=told["key"], http_options=options) as client:
+        content = client.files.download(file=told["name"].replace("batches/", "files/batch-"))
+    return _genai_rows(content)
 
 
 def orjson_file(path: Path) -> np.ndarray:
@@ -86,9 +178,12 @@ def orjson_file(path: Path) -> np.ndarray:
 
 def genai_file(path: Path) -> np.ndarray:
     """google-genai: the download's bytes, json by line, its types, then numpy."""
+    return _genai_rows(path.read_bytes())
+
+
+def _genai_rows(content: bytes) -> np.ndarray:
     from google.genai import types
 
-    content = path.read_bytes()
     rows = []
     for line in content.splitlines():
         response = json.loads(line)["response"]["embedding"]
@@ -97,13 +192,12 @@ def genai_file(path: Path) -> np.ndarray:
 
 
 def embatch_inline(path: Path) -> np.ndarray:
-    """embatch: rows cut out of the document as it streams by."""
-    from embatch.client.cutter import DocumentCutter
-    from embatch.client.results import BlockBuilder
+    """embatch: the same call on a batch in hand; rows are cut out as the document streams by."""
+    from embatch.client.cloud import read_embeddings
+    from embatch.client.flow import drive
 
-    cutter, builder = DocumentCutter(), BlockBuilder()
-    blocks = [builder.add(row) for piece in _pieces(path) for row in cutter.feed(piece)]
-    return np.concatenate([one.block.vectors for one in [*blocks, builder.finish()] if one])
+    cloud, performer = _open(path)
+    return drive(read_embeddings(cloud, _batch(path, inlined=True), None), performer).to_numpy()
 
 
 def orjson_inline(path: Path) -> np.ndarray:
@@ -128,14 +222,12 @@ def genai_inline(path: Path) -> np.ndarray:
 
 
 def embatch_parquet(path: Path) -> int:
-    """embatch's blocks to a FixedSizeList column."""
+    """embatch: the blocks of read_batch_results(batch) to a FixedSizeList column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from embatch.client.results import read_blocks
-
     writer, rows = None, 0
-    for block in read_blocks(_pieces(path)):
+    for block in _blocks(path):
         dims = block.vectors.shape[1]
         column = pa.FixedSizeListArray.from_arrays(pa.array(block.vectors.reshape(-1)), dims)
         batch = pa.record_batch({"key": pa.array(block.keys), "embedding": column})
@@ -170,7 +262,7 @@ def lists_parquet(path: Path) -> int:
 ROUTES = {
     route.__name__: route
     for route in (
-        *(embatch_file, embatch_stream, orjson_file, genai_file),
+        *(embatch_file, embatch_stream, orjson_file, genai_file, embatch_http, genai_http),
         *(embatch_inline, orjson_inline, genai_inline, embatch_parquet, lists_parquet),
     )
 }
@@ -225,6 +317,18 @@ def _measure(case: str, routes: tuple[str, ...], path: Path, warm: Path, rounds:
     return figures
 
 
+def _measure_http(case: str, path: Path, warm: Path, rows: int, rounds: int) -> Figures:
+    from embatch.testing.cloud import CloudProcess
+
+    with CloudProcess() as cloud:
+        for place, count in ((path, rows), (warm, WARM_ROWS)):
+            label = beside(place, "label").read_text()
+            name = cloud.prepare_batch(str(place), rows=count, display_name=label)
+            told = {"url": cloud.url, "key": cloud.api_key, "name": name}
+            beside(place, "http").write_text(json.dumps(told))
+        return _measure(case, ("embatch_http", "genai_http"), path, warm, rounds)
+
+
 def measure(options: Options) -> Figures:
     """All figures by case and route; `times_embatch` is how often slower than embatch."""
     rows, rounds = options.texts * ROWS_PER_TEXT, options.rounds
@@ -233,17 +337,18 @@ def measure(options: Options) -> Figures:
         warm, path = Path(folder) / "warm", Path(folder) / "rows"
         for dims in (768, 3072):
             write_results(path, rows, dims)
-            write_results(warm, 2, dims)
+            write_results(warm, WARM_ROWS, dims)
             routes = ("embatch_file", "embatch_stream", "orjson_file", "genai_file")
             figures |= _measure(f"file_{dims}", routes, path, warm, rounds)
+            figures |= _measure_http(f"http_{dims}", path, warm, rows, rounds)
         write_inline(path, rows, 768)
-        write_inline(warm, 2, 768)
+        write_inline(warm, WARM_ROWS, 768)
         routes = ("embatch_inline", "orjson_inline", "genai_inline")
         figures |= _measure("inline_768", routes, path, warm, rounds)
-        write_results(path, 2, 3072)
-        row_bytes = path.stat().st_size // 2
+        write_results(path, WARM_ROWS, 3072)
+        row_bytes = path.stat().st_size // WARM_ROWS
         write_results(path, max(options.texts * PARQUET_BYTES_PER_TEXT // row_bytes, 1), 3072)
-        write_results(warm, 2, 3072)
+        write_results(warm, WARM_ROWS, 3072)
         routes = ("embatch_parquet", "lists_parquet")
         figures |= _measure("parquet", routes, path, warm, min(rounds, MOST_PARQUET_ROUNDS))
     return figures
