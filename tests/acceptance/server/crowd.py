@@ -5,10 +5,8 @@ import itertools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import httpx2
@@ -38,23 +36,27 @@ class Seen:
         return 1000 * statistics.quantiles(self.polls_s, n=1000)[round(share * 1000) - 1]
 
 
-Client = Callable[[httpx2.AsyncClient, int, float, Seen], Awaitable[None]]
-
-
-async def _poll(name: str, http: httpx2.AsyncClient, who: int, until: float, seen: Seen) -> None:
-    """Looks at one batch again and again."""
+async def _poll(url: str, name: str, who: int, until: float, seen: Seen) -> None:
+    """Looks at one batch again and again, over a bare socket, which costs little."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    request = f"GET /v1beta/{name} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode()
     await asyncio.sleep(POLL_EVERY_S * who / POLLERS)
     while time.monotonic() < until:
         begun = time.perf_counter()
-        answer = await http.get(f"/v1beta/{name}")
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = head.lower().split(b"content-length:")[1].split(b"\r\n")[0]
+        body = await reader.readexactly(int(size))
         seen.polls_s.append(time.perf_counter() - begun)
-        if answer.status_code != 200:
-            seen.errors.append(answer.text)
+        if not head.startswith(b"HTTP/1.1 200 ") or b'"name":' not in body:
+            seen.errors.append(repr(head + body))
         await asyncio.sleep(POLL_EVERY_S)
+    writer.close()
 
 
 async def _submit(
-    checked: bool, http: httpx2.AsyncClient, who: int, until: float, seen: Seen
+    http: httpx2.AsyncClient, who: int, until: float, checked: bool, seen: Seen
 ) -> None:
     """Makes batches one after the other, looks at every vector, deletes them."""
     for turn in itertools.count():
@@ -88,23 +90,29 @@ def _check(operation: dict[str, Any], texts: list[str], checked: bool, seen: See
     seen.batches += 1
 
 
-async def _all(url: str, clients: int, seconds: float, client: Client) -> Seen:
+async def _poll_all(url: str, name: str, until: float) -> Seen:
     seen = Seen()
-    until = time.monotonic() + seconds
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx2.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
-        await asyncio.gather(*(client(http, who, until, seen) for who in range(clients)))
+    await asyncio.gather(*(_poll(url, name, who, until, seen) for who in range(POLLERS)))
+    return seen
+
+
+async def _submit_all(url: str, until: float, checked: bool) -> Seen:
+    seen = Seen()
+    async with httpx2.AsyncClient(base_url=url, timeout=60) as http:
+        await asyncio.gather(
+            *(_submit(http, who, until, checked, seen) for who in range(SUBMITTERS))
+        )
     return seen
 
 
 def poll_all(url: str, name: str, seconds: float) -> Seen:
     """50 clients look at the batch `name`."""
-    return asyncio.run(_all(url, POLLERS, seconds, partial(_poll, name)))
+    return asyncio.run(_poll_all(url, name, time.monotonic() + seconds))
 
 
-def submit_all(url: str, checked: bool, seconds: float) -> Seen:
+def submit_all(url: str, seconds: float, checked: bool) -> Seen:
     """10 clients make batches; `checked` holds their vectors against the fake engine's."""
-    return asyncio.run(_all(url, SUBMITTERS, seconds, partial(_submit, checked)))
+    return asyncio.run(_submit_all(url, time.monotonic() + seconds, checked))
 
 
 def load(url: str, name: str, seconds: float, *, checked: bool = True) -> Seen:
@@ -112,7 +120,7 @@ def load(url: str, name: str, seconds: float, *, checked: bool = True) -> Seen:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=spawn) as processes:
         polled = processes.submit(poll_all, url, name, seconds)
-        submitted = processes.submit(submit_all, url, checked, seconds)
+        submitted = processes.submit(submit_all, url, seconds, checked)
         seen = polled.result()
         made = submitted.result()
     return Seen(seen.polls_s, made.batches, seen.errors + made.errors)

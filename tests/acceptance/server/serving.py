@@ -17,6 +17,7 @@ import orjson
 
 from embatch.testing import FakeEngine
 from embatch.types.results import Matrix
+from embatch.vectors import truncate
 
 SLOW_SERVE = Path(__file__).with_name("slow_serve.py")
 MODEL = "gemini-embedding-001"
@@ -27,8 +28,9 @@ DEADLINE_S = 120.0
 
 
 def truth(texts: Sequence[str], dims: int = DIMS) -> Matrix:
-    """The vectors that the fake engine must have given."""
-    return FakeEngine(DIMS).expected(texts, dims=dims)
+    """The vectors that the server must have given: the fake engine's, cut."""
+    full = FakeEngine(DIMS).expected(texts)
+    return full if dims == DIMS else truncate(full, dims)
 
 
 def jsonl(texts: Sequence[str], **config: Any) -> bytes:
