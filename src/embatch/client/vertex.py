@@ -20,7 +20,7 @@ from embatch.client.requests import EmbedOptions, build_vertex_lines, spool
 from embatch.client.results import text_key
 from embatch.client.vertex_places import Places, object_name
 from embatch.client.waiting import wait_until_stopped
-from embatch.client.wire import integer, parse_job, parse_model
+from embatch.client.wire import integer, parse_job, parse_model, require_whole
 from embatch.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -138,7 +138,7 @@ class Vertex:
             f"{self.places.parent}/batchPredictionJobs",
             query={"pageSize": PAGE_SIZE, "pageToken": token},
         )
-        page = yield from self.calls.json("listing batches", request)
+        page = require_whole((yield from self.calls.json("listing batches", request)))
         jobs = [parse_job(document) for document in page.get("batchPredictionJobs") or ()]
         return jobs, str(page.get("nextPageToken") or "")
 
@@ -182,8 +182,7 @@ class Vertex:
 
         def note(lines: Sequence[bytes]) -> Flow[None]:
             for line, place in zip(lines, numbers, strict=False):
-                content = orjson.loads(line).get("content")
-                places.setdefault(text_key(str(content)), []).append(place)
+                places.setdefault(text_key(_field(line, "content")), []).append(place)
             return
             yield  # a flow without effects
 
@@ -198,7 +197,7 @@ class Vertex:
         def note(lines: Sequence[bytes]) -> Flow[None]:
             nonlocal last
             for line in lines:
-                index = own_index(own, str(orjson.loads(line).get("key")))
+                index = own_index(own, _field(line, "key"))
                 last = last if index is None else max(last, index)
             return
             yield  # a flow without effects
@@ -354,3 +353,13 @@ class Vertex:
             token = str(page.get("nextPageToken") or "")
             if not token:
                 return
+
+
+def _field(line: bytes, name: str) -> str:
+    """A field of an input row as text, empty where there is none."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return ""
+    value = row.get(name) if isinstance(row, dict) else None
+    return value if isinstance(value, str) else ""

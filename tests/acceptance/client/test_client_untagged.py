@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore
 import pytest
+from obstore.store import GCSStore
 
 from embatch.errors import AlignmentError, InvalidRequestError
 from embatch.testing.cloud import expected_vectors
@@ -78,6 +80,22 @@ def test_the_input_outweighs_counts(vertex: Any, jsonl: Write) -> None:
     stale = vertex.client.get_batch_embeddings(_with_count(batch, 40))
     assert len(stale) == 12
     vertex.client.delete_file(batch.input_config.file)
+    assert len(vertex.client.get_batch_embeddings(batch)) == 12
+
+
+def test_an_input_that_became_unreadable_is_no_error(vertex: Any, jsonl: Write) -> None:
+    """Lines that somebody wrote over tell nothing; results and counts are still there."""
+    batch = _finished(vertex, jsonl, range(12))
+    name = batch.input_config.file
+    assert name is not None
+    bucket, _, key = name.removeprefix("gs://").partition("/")
+    store = GCSStore(
+        bucket,
+        base_url=vertex.cloud.storage_url,
+        bearer_token=vertex.cloud.access_token,
+        client_options={"allow_http": True},
+    )
+    obstore.put(store, key, b"\x1f\x8b no JSON\n[1]\n")
     assert len(vertex.client.get_batch_embeddings(batch)) == 12
 
 
