@@ -59,6 +59,15 @@ ApiKey = Annotated[
         show_default=False,
     ),
 ]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="NAME",
+        help="Without a key, also answer calls that name this host, as those of a proxy on this"
+        " machine do, and pages from there; may be given often.",
+    ),
+]
 EngineKind = Annotated[
     Literal["local", "fake"],
     typer.Option("--engine", help="fake: vectors are hashes of the texts, for tests."),
@@ -96,6 +105,7 @@ def serve(
     precision: options.Precision = "auto",
     alias: Alias = None,
     api_key: ApiKey = None,
+    allow_host: AllowHost = None,
     engine: EngineKind = "local",
     max_inline_bytes: MaxInlineBytes = 20_000_000,
     max_file_bytes: MaxFileBytes = 2_147_483_648,
@@ -116,6 +126,7 @@ def serve(
     settings = ServerSettings(
         folder=(data or load_settings().home / "serve").expanduser().absolute(),
         api_key=key,
+        allowed_hosts=frozenset(name.lower() for name in allow_host or ()),
         max_inline_bytes=max_inline_bytes,
         max_file_bytes=max_file_bytes,
         max_batches=max_batches,

@@ -1,6 +1,6 @@
 """The application: routes, in every version of the API, over one service."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anyio import to_thread
@@ -15,14 +15,13 @@ from starlette.types import ASGIApp
 from embatch.server.bodies import error_response, json_response
 from embatch.server.calls import Calls
 from embatch.server.edge import ROUTE_KEY, Edge, failure
-from embatch.server.guard import check_key, is_own_upload
+from embatch.server.guard import check_key, check_place, is_own_upload
 from embatch.server.metrics import CONTENT_TYPE, Metrics
 from embatch.server.openapi import build_openapi
 from embatch.server.service import Service
 from embatch.server.uploads import Uploads
+from embatch.server.weather import Endpoint
 from embatch.server.wire import VERSIONS, ApiError
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class _Version(Convertor[str]):
@@ -131,12 +130,12 @@ def _serve(service: Service, by_method: dict[str, _Line]) -> Endpoint:
 
 
 async def _answer(service: Service, line: _Line, request: Request) -> Response:
-    if not (line.open or (line.call == "files.upload" and is_own_upload(request))):
-        check_key(request, service.settings.api_key)
-    await service.weather.before(line.call)
-    answer = await line.endpoint(request)
-    await service.weather.after(line.call)
-    return answer
+    settings = service.settings
+    if settings.api_key is None:
+        check_place(request, settings.allowed_hosts)
+    elif not (line.open or (line.call == "files.upload" and is_own_upload(request))):
+        check_key(request, settings.api_key)
+    return await service.weather.serve(line.call, request, line.endpoint)
 
 
 def _metrics_page(metrics: Metrics) -> Endpoint:

@@ -4,15 +4,17 @@ import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO, Final
 
 from embatch.errors import NotFoundError
 from embatch.server.details import BatchDetails, shown_batch
 from embatch.server.finisher import Finisher
-from embatch.server.intake import file_rows, inline_rows, write_requests
+from embatch.server.intake import count_tokens, file_rows, inline_rows, write_requests
 from embatch.server.models import ServedModel
 from embatch.server.outputs import OUTPUT_FILE
 from embatch.server.settings import ServerSettings
+from embatch.server.weather import NewBatch, Weather
 from embatch.server.wire import (
     ApiError,
     field_of,
@@ -55,6 +57,7 @@ class Batches:
         reads: BatchStore,
         scheduler: Scheduler,
         finisher: Finisher,
+        weather: Weather,
     ) -> None:
         """`reads` is another connection to the store: polls never wait for a commit."""
         self._settings = settings
@@ -62,28 +65,29 @@ class Batches:
         self._reads = reads
         self._scheduler = scheduler
         self._finisher = finisher
+        self._weather = weather
         self._incoming = settings.folder / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
         for left in self._incoming.iterdir():
             left.unlink()
 
     def create(
-        self, body: Mapping[str, Any], called: str, model: ServedModel, open_file: OpenFile
+        self, asked: Mapping[str, Any], called: str, model: ServedModel, open_file: OpenFile
     ) -> ShownBatch:
-        """A new batch as an AsyncBatchEmbedContentRequest asks for it; it is queued at once.
+        """A new batch as an EmbedContentBatch asks for it; it is queued at once.
 
         Every row is read and checked before anything is made. ApiError 400, 403 or 429.
         """
         if not self._finisher.reserve(self._settings.max_batches):
             raise too_many_batches(self._settings.max_batches)
         try:
-            batch = self._create(message_of(body, "batch"), called, model, open_file)
+            batch = self._create(asked, called, model, open_file)
         except BaseException:
             self._finisher.give_back()
             raise
         self._finisher.add(batch)
         self._scheduler.wake()
-        return shown_batch(batch)
+        return self._weather.shown(batch)
 
     def _create(
         self, asked: Mapping[str, Any], called: str, model: ServedModel, open_file: OpenFile
@@ -108,33 +112,52 @@ class Batches:
                     written = write_requests(path, rows, model)
             else:
                 written = write_requests(path, inline_rows(listed, rules), model)
+            plan = self._weather.deal(
+                NewBatch(
+                    id=batch_id,
+                    model=called,
+                    display_name=display_name,
+                    rows=written.rows,
+                    count_tokens=partial(count_tokens, path, model.engine),
+                )
+            )
             return self._store.create(
                 label=batch_id,
                 requests=path,
                 items=written.rows,
                 model=model.key,
-                dims=written.dims,
+                dims=self._weather.length_of(plan, written.dims, model.engine.dims),
                 priority=priority,
                 details=BatchDetails(
-                    display_name=display_name, model=called, file_name=file_name or None
+                    display_name=display_name, model=called, file_name=file_name or None, plan=plan
                 ).build(),
             )
+        except BaseException:
+            self._weather.forget(batch_id)
+            raise
         finally:
             path.unlink(missing_ok=True)
 
     def get(self, batch_id: str) -> ShownBatch:
         """A batch now, in one read. ApiError 404."""
-        return shown_batch(self._find(self._reads, batch_id))
+        return self._weather.shown(self._find(self._reads, batch_id))
 
     def page(self, *, before_seq: int | None, size: int) -> tuple[list[ShownBatch], int | None]:
         """Batches, newest first, and where the next page begins; None when there is none."""
-        found = self._reads.page(before_seq=before_seq, limit=size + 1)
+        found: list[StoredBatch] = []
+        while len(found) <= size:
+            read = self._reads.page(before_seq=before_seq, limit=size + 1)
+            found += [one for one in read if not self._weather.hides(one)]
+            if len(read) <= size:
+                break
+            before_seq = read[-1].seq
         page = found[:size]
-        return [shown_batch(one) for one in page], page[-1].seq if len(found) > size else None
+        shown = [self._weather.shown(one) for one in page]
+        return shown, page[-1].seq if len(found) > size else None
 
     def cancel(self, batch_id: str) -> None:
         """Stops a batch; rows that are done stay. One that has ended stays as it is."""
-        self._store.cancel(self._find(self._store, batch_id).id)
+        self._weather.cancel(self._store, self._find(self._store, batch_id))
 
     def delete(self, batch_id: str) -> None:
         """Removes a batch with its results; one under way stops."""
@@ -169,12 +192,12 @@ class Batches:
                 )
         except NotFoundError:
             raise unknown_batch() from None
-        return shown_batch(batch)
+        return self._weather.shown(batch)
 
     def open_output(self, batch_id: str) -> tuple[ShownBatch, BinaryIO | None]:
         """A batch with its output, open for reading; None while there is none. ApiError 404."""
         stored = self._find(self._reads, batch_id)
-        batch = shown_batch(stored)
+        batch = self._weather.shown(stored)
         if not batch.output:
             return batch, None
         try:

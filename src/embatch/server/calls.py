@@ -22,9 +22,11 @@ from embatch.server.wire import (
     ApiError,
     build_page_token,
     invalid,
+    message_of,
     page_size,
     parse_page_token,
     query_of,
+    text_of,
     unknown_model,
 )
 from embatch.server.wire_create import read_create
@@ -36,6 +38,7 @@ from embatch.server.wire_rows import (
     read_request,
 )
 from embatch.server.wire_shapes import (
+    ShownBatch,
     build_batch,
     build_model,
     build_operation,
@@ -93,10 +96,9 @@ class Calls:
         def read(body: dict[str, Any]) -> list[RowRequest]:
             return [read_request(body, RowRules(model=name, dims=model.engine.dims))]
 
-        rows, made = await self._embedded(request, model, read)
-        return json_response(
-            b'{"embedding":{"values":%b},"usageMetadata":%b}' % (made[0], _usage(rows))
-        )
+        made, usage = await self._embedded(request, model, read)
+        shown = [b'"embedding":{"values":%b}' % values for values in made[:1]]
+        return json_response(b"{%b}" % b",".join(shown + usage))
 
     async def batch_embed_contents(self, request: Request) -> Response:
         """POST models/{model}:batchEmbedContents."""
@@ -106,9 +108,9 @@ class Calls:
             rules = RowRules(model=name, dims=model.engine.dims)
             return read_many(body, rules, most=MOST_CONTENTS)
 
-        tokens, made = await self._embedded(request, model, read)
+        made, usage = await self._embedded(request, model, read)
         listed = b",".join(b'{"values":%b}' % values for values in made)
-        return json_response(b'{"embeddings":[%b],"usageMetadata":%b}' % (listed, _usage(tokens)))
+        return json_response(b"{%b}" % b",".join([b'"embeddings":[%b]' % listed, *usage]))
 
     async def count_tokens(self, request: Request) -> Response:
         """POST models/{model}:countTokens."""
@@ -127,11 +129,11 @@ class Calls:
         request: Request,
         model: ServedModel,
         read: Callable[[dict[str, Any]], list[RowRequest]],
-    ) -> tuple[int, list[bytes]]:
-        """Tokens of all rows that the body asks for, and the values of each as JSON."""
+    ) -> tuple[list[bytes], list[bytes]]:
+        """The values of each row that the body asks for, and members that tell the tokens."""
         async with held_body(request, self._service.settings.max_inline_bytes) as body:
 
-            def embed() -> tuple[int, list[bytes]]:
+            def embed() -> tuple[list[bytes], list[bytes]]:
                 rows = read(read_json(body))
                 if any(not row.text for row in rows):
                     raise invalid("content is empty")
@@ -139,17 +141,23 @@ class Calls:
 
             return await self._in_turn(embed)
 
-    def _embed_rows(self, rows: list[RowRequest], model: ServedModel) -> tuple[int, list[bytes]]:
+    def _embed_rows(
+        self, rows: list[RowRequest], model: ServedModel
+    ) -> tuple[list[bytes], list[bytes]]:
+        weather = self._service.weather
+        lengths = [weather.length(row.dims, model.engine.dims) for row in rows]
         values = [b""] * len(rows)
-        tokens = 0
-        for dims in {row.dims for row in rows}:
-            places = [place for place, row in enumerate(rows) if row.dims == dims]
+        tokens, truncated = 0, False
+        for dims in set(lengths):
+            places = [place for place, length in enumerate(lengths) if length == dims]
             texts = [model.prompted(rows[place].text, rows[place].task_type) for place in places]
             made = self._service.scheduler.embed_now(model.key, texts, dims=dims)
             tokens += int(made.tokens.sum())
+            truncated |= bool(made.truncated.any())
             for place, spelled in zip(places, _spelled(made), strict=True):
                 values[place] = spelled
-        return tokens, values
+        shown, told = weather.embedded(values, tokens, truncated=truncated)
+        return shown, [] if told is None else [_usage(told)]
 
     async def _in_turn(self, work: Callable[[], T]) -> T:
         if self._embedding.statistics().tasks_waiting >= EMBED_WAITING:
@@ -170,14 +178,17 @@ class Calls:
         name, model = self._model(request, "asyncBatchEmbedContent")
         service = self._service
         async with held_body(request, service.settings.max_inline_bytes) as body:
-
-            def create() -> Any:
-                return service.batches.create(
-                    read_create(body.read()), name, model, service.shelf.open_input
-                )
-
-            batch = await to_thread.run_sync(create, limiter=self._intake)
-        return json_response(build_operation(batch, results=False))
+            asked = await to_thread.run_sync(lambda: read_create(body.read()), limiter=self._intake)
+            batch = message_of(asked, "batch")
+            await service.weather.creating(
+                display_name=text_of(batch, "displayName"),
+                file_name=text_of(message_of(batch, "inputConfig"), "fileName"),
+            )
+            made = await to_thread.run_sync(
+                partial(service.batches.create, batch, name, model, service.shelf.open_input),
+                limiter=self._intake,
+            )
+        return json_response(self._operation_of(made))
 
     async def get_batch(self, request: Request) -> Response:
         """GET batches/{batch}."""
@@ -187,17 +198,21 @@ class Calls:
         """The Operation; inline results stand in it twice, sent from the disk."""
         batch = self._service.batches.get(batch_id)
         if not batch.output or batch.file_name:
-            return json_response(build_operation(batch, results=True))
+            return json_response(self._operation_of(batch, results=True))
         batch, file = self._service.batches.open_output(batch_id)
         if file is None:
             raise unknown_batch()
-        return _spliced(split_at_items(build_operation(batch, results=True)), file)
+        return _spliced(split_at_items(self._operation_of(batch, results=True)), file)
+
+    def _operation_of(
+        self, batch: ShownBatch, *, results: bool = False, listed: bool = False
+    ) -> dict[str, Any]:
+        shown = build_operation(batch, results=results)
+        return self._service.weather.operation(batch, shown, listed=listed)
 
     async def list_batches(self, request: Request) -> Response:
-        """GET batches."""
+        """GET batches. A `filter` may come: no source says what it would select, so none does."""
         query = request.query_params
-        if query.get("filter"):
-            raise invalid("filter: this server lists all batches; leave it out.")
         size = page_size(query, default=PAGE_DEFAULT, most=PAGE_MOST)
         before = parse_page_token(query)
         page, following = await to_thread.run_sync(
@@ -205,10 +220,10 @@ class Calls:
         )
         shown: dict[str, Any] = {}
         if page:
-            shown["operations"] = [build_operation(batch, results=False) for batch in page]
+            shown["operations"] = [self._operation_of(batch, listed=True) for batch in page]
         if following is not None:
             shown["nextPageToken"] = build_page_token(following)
-        return json_response(shown)
+        return json_response(self._service.weather.batch_page(shown, size))
 
     async def cancel_batch(self, request: Request) -> Response:
         """POST batches/{batch}:cancel. A body may come and is not read."""
@@ -230,7 +245,8 @@ class Calls:
                 return self._service.batches.update(batch_id, read_json(body), mask)
 
             batch = await to_thread.run_sync(update)
-        return json_response(build_batch(batch))
+        shown = self._service.weather.metadata(batch, build_batch(batch), listed=False)
+        return json_response(shown)
 
 
 def _model_json(name: str, model: ServedModel) -> dict[str, Any]:
@@ -238,7 +254,7 @@ def _model_json(name: str, model: ServedModel) -> dict[str, Any]:
 
 
 def _usage(tokens: int) -> bytes:
-    return orjson.dumps(build_usage(tokens))
+    return b'"usageMetadata":%b' % orjson.dumps(build_usage(tokens))
 
 
 def _spelled(made: Embedded) -> list[bytes]:

@@ -1,5 +1,6 @@
 """What the server keeps with a batch beside the service's own columns: JSON in `details`."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ class BatchDetails:
     """The output is written, or there is none to write; None while that is to be done."""
     error: str | None = None
     """Why no output can be written."""
+    plan: Mapping[str, Any] | None = None
+    """What a simulated day has in store for the batch."""
 
     @classmethod
     def parse(cls, details: str) -> "BatchDetails":
@@ -32,7 +35,10 @@ class BatchDetails:
 
     def build(self) -> str:
         """As JSON."""
-        return orjson.dumps(asdict(self)).decode()
+        values = asdict(self)
+        if self.plan is None:
+            del values["plan"]
+        return orjson.dumps(values).decode()
 
 
 def shown_batch(batch: StoredBatch) -> ShownBatch:
@@ -59,4 +65,5 @@ def shown_batch(batch: StoredBatch) -> ShownBatch:
         created_at=batch.created_at,
         updated_at=batch.updated_at,
         ended_at=batch.ended_at if finished else None,
+        plan=details.plan,
     )

@@ -102,6 +102,7 @@ class Finisher:
         """A batch was deleted."""
         with self._lock:
             self._open.pop(label, None)
+        self._weather.forget(label)
 
     def start(self) -> None:
         """Begins to work, in a thread of its own."""
@@ -135,10 +136,11 @@ class Finisher:
         """Ends those batches that can be ended; what kept the last other one from it."""
         reason = None
         for batch in self._store.find_all(labels):
-            if not batch.done:
-                continue
             try:
-                self._finish(batch)
+                if batch.done and not self._weather.holds(batch):
+                    self._finish(batch)
+                elif not batch.done and self._weather.suffices(batch):
+                    self._store.cancel(batch.id)
             except StoppedError:
                 raise
             except Exception as error:  # noqa: BLE001 - one batch must not hold up the others
@@ -160,19 +162,22 @@ class Finisher:
 
     def _finished(self, batch: StoredBatch, details: BatchDetails) -> BatchDetails:
         """The details with what became of the output."""
-        if batch.rows_done == 0:
-            return replace(details, output=False)
         try:
-            write_output(self._store, batch, self._weather, self._stopping.is_set)
+            results = self._weather.results(self._store, batch, self._stopping.is_set)
+            if results is None:
+                return replace(details, output=False)
+            write_output(self._store.folder(batch.id), batch, results.lines)
         except (InputError, BatchFailedError, pa.ArrowInvalid):
             return replace(details, output=False, error=_LOST)
         self._checkpoint("serve.written")
-        return replace(details, output=True)
+        return replace(details, output=True, plan=results.plan() or details.plan)
 
     def _record(self, batch: StoredBatch, details: BatchDetails) -> None:
         def change(stored: str) -> str:
             newest = BatchDetails.parse(stored)
-            return replace(newest, output=details.output, error=details.error).build()
+            return replace(
+                newest, output=details.output, error=details.error, plan=details.plan
+            ).build()
 
         try:
             self._store.change_details(batch.id, change)

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 
-from embatch.server.models import ServedModel
+from embatch.server.models import ContentEngine, ServedModel
 from embatch.server.wire import ApiError, invalid
 from embatch.server.wire_create import Rows
 from embatch.server.wire_rows import BatchRow, RowRules, at_line, read_file_row, read_inline_row
@@ -41,7 +41,8 @@ class Written:
 
     rows: int
     dims: int
-    """Longest vector that a row asks for."""
+    """Length to compute all vectors at: what every row asks for, or the model's full length where
+    they differ, as rows are cut from full vectors only."""
 
 
 def inline_rows(listed: Any, rules: RowRules) -> Iterator[BatchRow]:
@@ -77,14 +78,15 @@ def write_requests(path: Path, rows: Iterator[BatchRow], model: ServedModel) -> 
 
     ApiError 400 when there is none.
     """
-    count = dims = chars = 0
+    count = chars = 0
+    lengths: set[int] = set()
     with path.open("xb") as sink:
         with pa.ipc.new_file(sink, _SCHEMA) as writer:
             block: list[BatchRow] = []
             for row in rows:
                 block.append(row)
                 chars += len(row.request.text) + len(row.echo)
-                dims = max(dims, row.request.dims)
+                lengths.add(row.request.dims)
                 if len(block) == _BLOCK_ROWS or chars >= _BLOCK_CHARS:
                     writer.write(_record_batch(block, model))
                     count += len(block)
@@ -96,7 +98,17 @@ def write_requests(path: Path, rows: Iterator[BatchRow], model: ServedModel) -> 
         os.fsync(sink.fileno())
     if count == 0:
         raise invalid("No requests specified")
-    return Written(rows=count, dims=dims)
+    return Written(rows=count, dims=lengths.pop() if len(lengths) == 1 else model.engine.dims)
+
+
+def count_tokens(path: Path, engine: ContentEngine) -> int:
+    """Tokens of all texts that `write_requests` wrote to `path`."""
+    with pa.memory_map(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        return sum(
+            sum(engine.count_tokens(reader.get_batch(number).column(TEXT_COLUMN).to_pylist()))
+            for number in range(reader.num_record_batches)
+        )
 
 
 def _record_batch(block: list[BatchRow], model: ServedModel) -> pa.RecordBatch:

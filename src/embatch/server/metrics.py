@@ -83,6 +83,14 @@ class _ServiceFigures(Collector):
             "Bytes of the uploaded files kept.",
             value=service.shelf.size_bytes(),
         )
+        struck = CounterMetricFamily(
+            "embatch_serve_faults_struck",
+            "Strikes of simulated faults since the start.",
+            labels=["fault", "kind"],
+        )
+        for strikes in service.weather.strikes():
+            struck.add_metric([strikes.fault, strikes.kind], strikes.count)
+        yield struck
         yield GaugeMetricFamily(
             "embatch_serve_healthy",
             "1 while the worker works, else 0.",

@@ -3,8 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Final
 
@@ -13,6 +12,7 @@ import numpy as np
 from embatch.errors import ConfigError
 from embatch.types.results import Embedded, TextEngine
 from embatch.types.task import TaskType
+from embatch.vectors import truncate
 
 DEFAULT_ALIASES: Final = ("gemini-embedding-001", "gemini-embedding-2", "text-embedding-004")
 """Names that stand for the server's model unless an alias says otherwise."""
@@ -21,7 +21,11 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 
 
 class ContentEngine:
-    """An engine that leaves empty texts out: their vector is not a number, which fails the row."""
+    """An engine that leaves empty texts out: their vector is not a number, which fails the row.
+
+    Shorter vectors are always cut from full ones by `truncate`: a row has the same bits whether it
+    is computed alone or cut later from a batch whose rows differ in length.
+    """
 
     def __init__(self, engine: TextEngine) -> None:
         self._engine = engine
@@ -70,22 +74,27 @@ class ContentEngine:
         urgent: bool = False,
     ) -> Embedded:
         """Unit vectors of `texts`, in order; NaN where the text is empty."""
-        embed = partial(self._engine.embed, prompt=prompt, dims=dims, urgent=urgent)
         places = [place for place, text in enumerate(texts) if text]
         if len(places) == len(texts):
-            return self._counted(embed(texts))
+            return self._counted(self._embed(texts, prompt, dims, urgent))
         made = Embedded(
             vectors=np.full((len(texts), dims or self.dims), np.nan, dtype=np.float32),
             tokens=np.zeros(len(texts), dtype=np.int32),
             truncated=np.zeros(len(texts), dtype=np.bool_),
         )
         if places:
-            inner = embed([texts[place] for place in places])
+            inner = self._embed([texts[place] for place in places], prompt, dims, urgent)
             made.vectors[places] = inner.vectors
             made.tokens[places] = inner.tokens
             made.truncated[places] = inner.truncated
             self._counted(inner)
         return made
+
+    def _embed(self, texts: Sequence[str], prompt: str, dims: int | None, urgent: bool) -> Embedded:
+        made = self._engine.embed(texts, prompt=prompt, urgent=urgent)
+        if dims is None or dims == self.dims:
+            return made
+        return replace(made, vectors=truncate(made.vectors, dims))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, those beyond the model's limit included."""

@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from embatch.server.details import BatchDetails
 from embatch.server.intake import DIMS_COLUMN, ECHO_COLUMN, EMPTY_COLUMN
-from embatch.server.weather import Weather
 from embatch.server.wire import INTERNAL, INVALID_ARGUMENT
 from embatch.server.wire_shapes import error_line, success_line
 from embatch.service.batch import ServiceBlock, StoredBatch
@@ -37,14 +36,11 @@ class StoppedError(Exception):
     """The server stops; the output is written anew at the next start."""
 
 
-def write_output(
-    store: BatchStore, batch: StoredBatch, weather: Weather, stopping: Callable[[], bool]
-) -> None:
+def write_output(folder: Path, batch: StoredBatch, lines: Iterator[bytes]) -> None:
     """Writes the output of a batch that has ended, durably and whole, in constant memory.
 
-    Raises `StoppedError`, and what the store and the disk raise.
+    `folder` is the batch's own. Raises what the lines and the disk raise.
     """
-    folder = store.folder(batch.id)
     for left in folder.glob(_TEMP_PREFIX + "*"):
         left.unlink(missing_ok=True)
     hidden = folder / f"{_TEMP_PREFIX}{secrets.token_hex(4)}"
@@ -53,7 +49,7 @@ def write_output(
     try:
         with hidden.open("xb", buffering=1 << 20) as file:
             first = True
-            for line in weather.results(batch, result_lines(store, batch, stopping)):
+            for line in lines:
                 file.write(line + after if first else before + line + after)
                 first = False
             file.flush()
@@ -67,7 +63,7 @@ def write_output(
 def result_lines(
     store: BatchStore, batch: StoredBatch, stopping: Callable[[], bool]
 ) -> Iterator[bytes]:
-    """The result of each row that was computed, in order of rows."""
+    """The result of each row that was computed, in order of rows. Raises `StoppedError`."""
     with closing(_Echoes(store.folder(batch.id) / REQUESTS_FILE)) as echoes:
         for block in store.results(batch.id, block_rows=_BLOCK_ROWS):
             if stopping():
@@ -103,21 +99,21 @@ class _Echoes:
 
 def _lines(block: ServiceBlock, echoes: _Echoes, dims: int) -> Iterator[bytes]:
     errors = dict(block.errors)
-    spelled = _spelled(block.vectors)
+    spelled = spell(block.vectors)
     place = 0
     for row in sorted([*block.rows.tolist(), *errors]):
         echo, wanted, empty = echoes.at(row)
         if row in errors:
-            yield _failure(echo, errors[row], empty)
+            yield error_line(echo, *status_of(errors[row], empty=empty))
             continue
         values = spelled[place]
         if wanted != dims:
-            values = _spelled(truncate(block.vectors[place : place + 1], wanted))[0]
+            values = spell(truncate(block.vectors[place : place + 1], wanted))[0]
         yield success_line(echo, values, int(block.tokens[place]))
         place += 1
 
 
-def _spelled(vectors: Matrix) -> list[bytes]:
+def spell(vectors: Matrix) -> list[bytes]:
     """The numbers of each vector with commas between them."""
     if len(vectors) == 0:
         return []
@@ -125,7 +121,8 @@ def _spelled(vectors: Matrix) -> list[bytes]:
     return raw[2:-2].split(b"],[")
 
 
-def _failure(echo: bytes, error: RowError, empty: bool) -> bytes:
+def status_of(error: RowError, *, empty: bool) -> tuple[int, str]:
+    """Code and message of a row that failed; `empty` when it has no text."""
     if empty:
-        return error_line(echo, INVALID_ARGUMENT, EMPTY_MESSAGE)
-    return error_line(echo, _CODES.get(error.code, INTERNAL), error.message)
+        return INVALID_ARGUMENT, EMPTY_MESSAGE
+    return _CODES.get(error.code, INTERNAL), error.message

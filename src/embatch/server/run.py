@@ -16,7 +16,6 @@ import uvicorn
 
 from embatch.errors import ConfigError
 from embatch.server.app import create_app
-from embatch.server.connection import Connection
 from embatch.server.service import Service
 
 GRACE_S: Final = 10
@@ -93,7 +92,7 @@ def _config(service: Service) -> uvicorn.Config:
         logger.handlers, logger.propagate = [logging.NullHandler()], False
     return uvicorn.Config(
         create_app(service),
-        http=Connection,
+        http=service.weather.connection,
         ws="none",
         loop="asyncio",
         lifespan="off",

@@ -12,7 +12,7 @@ from embatch.server.finisher import Finisher
 from embatch.server.models import Catalogue
 from embatch.server.settings import ServerSettings
 from embatch.server.shelf import Shelf
-from embatch.server.weather import FairWeather, Weather
+from embatch.server.weather import Weather
 from embatch.service.scheduler import Scheduler
 from embatch.service.store import BatchStore
 
@@ -38,7 +38,7 @@ class Service:
         """Takes the data folder; ConfigError when another server works on it."""
         self.settings = settings
         self.catalogue = catalogue
-        self.weather = weather or FairWeather()
+        self.weather = weather or Weather()
         settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock_folder(settings)
         self.store = BatchStore(settings.folder, checkpoint=checkpoint)
@@ -56,7 +56,9 @@ class Service:
             reads=reads,
             scheduler=self.scheduler,
             finisher=self.finisher,
+            weather=self.weather,
         )
+        self.weather.attach(self)
         self._stopping = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep, name="embatch-sweeper", daemon=True)
 

@@ -22,6 +22,8 @@ class ServerSettings:
     """Where batches and files are kept; one server at a time works on it."""
     api_key: Secret | None = None
     """What callers must show; None lets everyone in who can reach the port."""
+    allowed_hosts: frozenset[str] = frozenset()
+    """Names beside loopback that a server without a key answers to, in lower case."""
     max_inline_bytes: int = MAX_INLINE_BYTES
     """Size of a JSON body at most, and of one line of a file."""
     max_file_bytes: int = MAX_FILE_BYTES

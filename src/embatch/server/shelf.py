@@ -213,7 +213,7 @@ class Shelf:
         row = self._row(file_id)
         with self._database.transaction() as db:
             if db.execute("DELETE FROM files WHERE seq = ?", (row["seq"],)).rowcount == 0:
-                raise _absent(file_id)
+                raise absent_file(file_id)
         (self._blobs / row["blob"]).unlink(missing_ok=True)
 
     def open_input(self, name: str) -> BinaryIO:
@@ -223,7 +223,7 @@ class Shelf:
         try:
             return Path(self._blobs, row["blob"]).open("rb")
         except FileNotFoundError:
-            raise _absent(file_id) from None
+            raise absent_file(file_id) from None
 
     def size_bytes(self) -> int:
         """Bytes of all files."""
@@ -255,7 +255,7 @@ class Shelf:
                 "SELECT * FROM files WHERE id = ? AND expires_at > ?", (file_id, self._clock())
             )
         if not rows:
-            raise _absent(file_id)
+            raise absent_file(file_id)
         return rows[0]
 
     def close(self) -> None:
@@ -284,7 +284,8 @@ def _check_display_name(name: str) -> None:
         raise invalid(f"file.display_name: at most {MAX_NAME_CHARS} characters are allowed.")
 
 
-def _absent(file_id: str) -> ApiError:
+def absent_file(file_id: str) -> ApiError:
+    """403 of a file that is not there, as the real service says it."""
     shown = file_id if _ID.fullmatch(file_id) else "of that name"
     return ApiError(
         403, f"You do not have permission to access the File {shown} or it may not exist."

@@ -33,6 +33,7 @@ from embatch.server.wire import (
 from embatch.server.wire_shapes import (
     JSONL,
     RESULT_PREFIX,
+    ShownBatch,
     ShownFile,
     build_file,
     build_result_file,
@@ -56,6 +57,7 @@ class Uploads:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._shelf = service.shelf
+        self._weather = service.weather
         self._writers: dict[str, SoleWriter] = {}
 
     async def upload(self, request: Request) -> Response:
@@ -118,7 +120,7 @@ class Uploads:
 
     def _progress(self, upload: Upload, url: str) -> Response:
         if upload.state == "final":
-            return _final(self._shelf.of_upload(upload), url)
+            return self._final(self._shelf.of_upload(upload), url)
         received = self._shelf.received(upload) if upload.state == "active" else 0
         return Response(
             media_type="text/plain",
@@ -152,7 +154,8 @@ class Uploads:
         except ApiError as error:
             error.headers.update({_STATUS: "active", _RECEIVED: str(size)})
             raise
-        return _final(file, base_url(request))
+        self._weather.uploaded(file)
+        return self._final(file, base_url(request))
 
     async def _append(self, request: Request, upload: Upload, received: int) -> int:
         """Adds the body to an upload's bytes, gives their number. What came stays if it breaks."""
@@ -217,7 +220,8 @@ class Uploads:
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(self._shelf.cancel, upload)
             raise
-        return json_response({"file": build_file(made, base_url(request))})
+        self._weather.uploaded(made)
+        return json_response({"file": self._shown(made, base_url(request))})
 
     async def _take_parts(self, request: Request, upload: Upload, parts: Multipart) -> None:
         """Writes the file's bytes of a multipart body, as they come."""
@@ -244,7 +248,7 @@ class Uploads:
 
     def _get_file(self, file_id: str, url: str) -> Response:
         if not _is_result(file_id):
-            return json_response(build_file(self._shelf.find(file_id), url))
+            return json_response(self._shown(self._shelf.find(file_id), url))
         batch, file = self._open_result(file_id)
         with file:
             size = os.fstat(file.fileno()).st_size
@@ -258,7 +262,7 @@ class Uploads:
             partial(self._shelf.page, before_seq=before, size=size)
         )
         url = base_url(request)
-        shown: dict[str, Any] = {"files": [build_file(file, url) for file in page]} if page else {}
+        shown: dict[str, Any] = {"files": [self._shown(file, url) for file in page]} if page else {}
         if following is not None:
             shown["nextPageToken"] = build_page_token(following)
         return json_response(shown)
@@ -283,14 +287,15 @@ class Uploads:
         if not _is_result(file_id):
             self._shelf.find(file_id)
             raise invalid("Only generated files can be downloaded.")
-        _, file = self._open_result(file_id)
+        batch, file = self._open_result(file_id)
+        wanted = self._weather.wanted_range(batch, wanted)
         headers = {
             "Content-Type": JSONL,
             "Content-Disposition": f'attachment; filename="{file_id}.jsonl"',
         }
         return file_response(file, headers, wanted)
 
-    def _open_result(self, file_id: str) -> tuple[Any, BinaryIO]:
+    def _open_result(self, file_id: str) -> tuple[ShownBatch, BinaryIO]:
         gone = ApiError(404, "The result file was not found.")
         try:
             batch, file = self._service.batches.open_output(file_id.removeprefix(RESULT_PREFIX))
@@ -301,7 +306,20 @@ class Uploads:
         if batch.file_name is None:
             file.close()
             raise gone
+        try:
+            self._weather.result_file(batch)
+        except BaseException:
+            file.close()
+            raise
         return batch, file
+
+    def _shown(self, file: ShownFile, url: str) -> dict[str, Any]:
+        return self._weather.file(file, build_file(file, url))
+
+    def _final(self, file: ShownFile | None, url: str) -> Response:
+        shown = {"file": self._shown(file, url)} if file else {}
+        size = str(file.size_bytes) if file else "0"
+        return json_response(shown, headers={_STATUS: "final", _RECEIVED: size})
 
 
 def base_url(request: Request) -> str:
@@ -335,9 +353,3 @@ def _header_number(request: Request, name: str) -> int | None:
     if not (value.isascii() and value.isdigit() and len(value) <= 18):
         raise invalid(f"{name}: a number of bytes is required.")
     return int(value)
-
-
-def _final(file: ShownFile | None, url: str) -> Response:
-    shown = {"file": build_file(file, url)} if file else {}
-    size = str(file.size_bytes) if file else "0"
-    return json_response(shown, headers={_STATUS: "final", _RECEIVED: size})

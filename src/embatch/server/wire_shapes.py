@@ -2,6 +2,7 @@
 
 import base64
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -55,6 +56,8 @@ class ShownBatch:
     updated_at: datetime
     ended_at: datetime | None
     """None until it has ended and its results can be fetched."""
+    plan: Mapping[str, Any] | None = None
+    """What a simulated day has in store for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

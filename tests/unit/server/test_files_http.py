@@ -127,8 +127,9 @@ def raw_chunk(server: Server, url: str, *, announced: int, content: bytes) -> so
     parts = urlsplit(url)
     connection = socket.create_connection((parts.hostname or "", parts.port or 0))
     connection.sendall(
-        f"POST {parts.path}?{parts.query} HTTP/1.1\r\nHost: x\r\nContent-Length: {announced}\r\n"
-        "X-Goog-Upload-Command: upload, finalize\r\nX-Goog-Upload-Offset: 0\r\n\r\n".encode()
+        f"POST {parts.path}?{parts.query} HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Length: {announced}\r\nX-Goog-Upload-Command: upload, finalize\r\n"
+        "X-Goog-Upload-Offset: 0\r\n\r\n".encode()
         + content
     )
     return connection
@@ -187,8 +188,10 @@ def test_an_upload_survives_a_restart(start: Start) -> None:
     assert (file["sizeBytes"], file["displayName"]) == (str(len(content)), "d")
 
 
-def test_the_url_is_the_one_the_client_knows(server: Server) -> None:
+def test_the_url_is_the_one_the_client_knows(start: Start) -> None:
     """Built from Host, and from what a proxy on this machine says; a bad Host harms nothing."""
+    server = start(api_key="k")
+    server.http.headers["x-goog-api-key"] = "k"
     url = begin(server, version="v1", Host="example.com:81")
     assert url.startswith("http://example.com:81/upload/v1/files?upload_id=")
     proxied = {"Host": "embed.example", "X-Forwarded-Proto": "https"}

@@ -14,7 +14,7 @@ from embatch.server.finisher import Finisher
 from embatch.server.intake import write_requests
 from embatch.server.models import Catalogue
 from embatch.server.outputs import OUTPUT_FILE
-from embatch.server.weather import FairWeather
+from embatch.server.weather import Weather
 from embatch.server.wire_rows import RowRules, read_file_row
 from embatch.service.batch import StoredBatch
 from embatch.service.files import RESULTS_FILE
@@ -73,14 +73,14 @@ def test_what_a_killed_server_left_is_written(store: BatchStore) -> None:
     (store.folder(batch.id) / "output.dead").write_bytes(b"half a li")
     assert shown_batch(batch).state is JobState.PROCESSING
     assert shown_batch(batch).ended_at is None
-    finisher = Finisher(store, FairWeather())
+    finisher = Finisher(store, Weather())
     finisher.start()
     eventually(lambda: shown_batch(store.get(batch.id)).ended_at is not None)
     finisher.stop()
     assert [line["key"] for line in outputs(store, batch)] == ["k0", "k1"]
     assert not list(store.folder(batch.id).glob("output.*"))
     assert finisher.open_models() == []
-    assert Finisher(store, FairWeather()).open_models() == []
+    assert Finisher(store, Weather()).open_models() == []
 
 
 def test_killed_between_output_and_record(store: BatchStore) -> None:
@@ -94,11 +94,11 @@ def test_killed_between_output_and_record(store: BatchStore) -> None:
             raise KilledError
 
     batch = computed(store, "left", "a", "b")
-    killed = Finisher(store, FairWeather(), checkpoint=kill)
+    killed = Finisher(store, Weather(), checkpoint=kill)
     with pytest.raises(KilledError):
         killed._finish(store.get(batch.id))
     first = outputs(store, batch)
-    finisher = Finisher(store, FairWeather())
+    finisher = Finisher(store, Weather())
     finisher.start()
     eventually(lambda: shown_batch(store.get(batch.id)).ended_at is not None)
     finisher.stop()
@@ -111,7 +111,7 @@ def test_a_broken_batch_fails_alone(store: BatchStore) -> None:
     behind = computed(store, "behind", "a")
     results = store.folder(broken.id) / RESULTS_FILE
     results.write_bytes(results.read_bytes()[:100])
-    finisher = Finisher(store, FairWeather())
+    finisher = Finisher(store, Weather())
     finisher.start()
     eventually(lambda: not finisher.open_models())
     finisher.stop()
@@ -126,13 +126,13 @@ def test_trouble_of_one_batch_does_not_hold_up_others(store: BatchStore) -> None
     stuck = computed(store, "stuck", "a")
     behind = computed(store, "behind", "b")
 
-    class Storm(FairWeather):
+    class Storm(Weather):
         fair = False
 
-        def results(self, batch: StoredBatch, lines: Any) -> Any:
+        def results(self, store: BatchStore, batch: StoredBatch, stopping: Any) -> Any:
             if batch.id == stuck.id and not self.fair:
                 raise OSError(5, "Input/output error")
-            return lines
+            return super().results(store, batch, stopping)
 
     storm = Storm()
     finisher = Finisher(store, storm)
@@ -151,7 +151,7 @@ def test_a_batch_whose_files_are_gone_fails(store: BatchStore) -> None:
     """It ends all the same."""
     batch = computed(store, "gone", "a")
     (store.folder(batch.id) / RESULTS_FILE).unlink()
-    finisher = Finisher(store, FairWeather())
+    finisher = Finisher(store, Weather())
     finisher.start()
     eventually(lambda: not finisher.open_models())
     finisher.stop()
@@ -161,7 +161,7 @@ def test_a_batch_whose_files_are_gone_fails(store: BatchStore) -> None:
 def test_places_are_counted(store: BatchStore) -> None:
     """Open and reserved ones together; what is deleted gives its place back."""
     batch = computed(store, "one", "a")
-    finisher = Finisher(store, FairWeather())
+    finisher = Finisher(store, Weather())
     assert finisher.reserve(2)
     assert not finisher.reserve(2)
     finisher.give_back()

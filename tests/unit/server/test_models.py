@@ -7,6 +7,7 @@ from embatch.errors import ConfigError
 from embatch.server.models import Catalogue, ContentEngine, open_catalogue
 from embatch.testing import FakeEngine
 from embatch.types.task import TaskType
+from embatch.vectors import truncate
 
 
 def test_empty_texts_are_left_out() -> None:
@@ -15,7 +16,7 @@ def test_empty_texts_are_left_out() -> None:
     engine = ContentEngine(inner)
     made = engine.embed(["a", "", "b"], dims=4)
     assert np.isnan(made.vectors[1]).all()
-    assert np.array_equal(made.vectors[[0, 2]], inner.expected(["a", "b"], dims=4))
+    assert np.array_equal(made.vectors[[0, 2]], truncate(inner.expected(["a", "b"]), 4))
     assert made.tokens.tolist() == [3, 0, 3]
     assert np.isnan(engine.embed(["", ""]).vectors).all()
     assert (engine.texts, engine.tokens, inner.texts_embedded) == (2, 6, 2)

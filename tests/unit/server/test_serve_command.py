@@ -110,7 +110,7 @@ def test_a_request_in_flight_is_answered_at_the_end(tmp_path: Path) -> None:
         body = json.dumps({"content": {"parts": [{"text": "a"}]}}).encode()
         with socket.create_connection((host, int(port)), timeout=10) as made:
             made.sendall(
-                b"POST /v1/models/fake:embedContent HTTP/1.1\r\nHost: x\r\n"
+                b"POST /v1/models/fake:embedContent HTTP/1.1\r\nHost: localhost\r\n"
                 b"Content-Length: %d\r\n\r\n" % len(body) + body[:5]
             )
             while httpx2.get(url + "/metrics").status_code != 200:
