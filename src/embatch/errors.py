@@ -30,6 +30,8 @@ class EmbatchError(Exception):
     service_message: str | None = None
     """What the service said, word for word, when it said something. It may quote a user's text:
     it is no part of the message, and nothing of embatch logs it."""
+    service_status: str | None = None
+    """What the service calls it, like INVALID_ARGUMENT, when it said so."""
 
 
 class ConfigError(EmbatchError):

@@ -61,18 +61,27 @@ def _look_at(path: Path) -> _LocalFile:
 
 
 def upload(
-    calls: Calls, version: str, path: Path, *, display_name: str, mime_type: str
+    calls: Calls,
+    version: str,
+    path: Path,
+    *,
+    display_name: str,
+    mime_type: str,
+    name: str | None = None,
 ) -> Flow[RemoteFile]:
-    """Uploads a local file and checks what arrived by its SHA-256."""
+    """Uploads a local file and checks what arrived by its SHA-256.
+
+    `name` is `files/{id}`, one that no file bears yet; None takes one by chance.
+    """
     if not mime_type.isascii() or not mime_type.isprintable():
         raise InvalidRequestError("mime_type must be a type like application/jsonl")
     local = yield from perform(Work(call=lambda: _look_at(path)))
     if not local.size_bytes:
         raise InputError(f"{path} is empty: there is nothing to upload")
     for _ in range(SESSIONS):
-        name = f"files/eb-{secrets.token_hex(_ID_BYTES)}"
+        own = name or f"files/eb-{secrets.token_hex(_ID_BYTES)}"
         try:
-            file = yield from _upload_once(calls, version, local, name, display_name, mime_type)
+            file = yield from _upload_once(calls, version, local, own, display_name, mime_type)
         except _SessionLostError:
             continue
         if file.sha256 not in (None, local.sha256) or file.size_bytes not in (0, local.size_bytes):

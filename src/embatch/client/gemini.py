@@ -24,6 +24,7 @@ from embatch.client.wire import (
     is_embedding_operation,
     parse_model,
     parse_operation,
+    require_whole,
 )
 from embatch.errors import (
     InvalidRequestError,
@@ -152,7 +153,7 @@ class Gemini:
             query={"pageSize": PAGE_SIZE, "pageToken": token},
         )
         # A list may bear results too: rows are cut out here as everywhere.
-        page = yield from self._walk("listing batches", request, _drop)
+        page = require_whole((yield from self._walk("listing batches", request, _drop)))
         batches = [
             parse_operation(document)
             for document in page.get("operations") or ()
@@ -288,12 +289,22 @@ class Gemini:
     # Files.
 
     def upload_file(
-        self, path: Path, *, display_name: str, mime_type: str = files.JSONL
+        self,
+        path: Path,
+        *,
+        display_name: str,
+        mime_type: str = files.JSONL,
+        name: str | None = None,
     ) -> Flow[RemoteFile]:
-        """Uploads a local file in chunks of 8 MiB."""
+        """Uploads a local file in chunks of 8 MiB; `name` as files.upload takes it."""
         return (
             yield from files.upload(
-                self.calls, self.version, path, display_name=display_name, mime_type=mime_type
+                self.calls,
+                self.version,
+                path,
+                display_name=display_name,
+                mime_type=mime_type,
+                name=name,
             )
         )
 

@@ -143,6 +143,7 @@ def judge(
     failure = _Failure.parse(outcome, now)
     error = _error(failure, what)
     error.service_message = failure.message or None
+    error.service_status = failure.name or None
     if isinstance(error, ProviderUnavailableError):
         error.retry_after_s = failure.retry_after_s
     if failure.status == 401:

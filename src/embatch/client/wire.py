@@ -4,7 +4,7 @@ that knows remote field names."""
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from embatch.client.retry import GRPC_CODES, told
 from embatch.errors import ProviderUnavailableError
@@ -21,6 +21,7 @@ from embatch.types.models import bare_model_name
 from embatch.types.state import TERMINAL_JOB_STATES, JobState
 
 Object = Mapping[str, Any]
+T = TypeVar("T", bound=Mapping[str, Any])
 
 _PREFIX: Final = re.compile(r"^(?:[A-Z]+_)*STATE_")
 _STATES: Final[Mapping[str, JobState]] = {
@@ -162,6 +163,15 @@ def _output(output: object, response: object, *, holds_rows: bool) -> BatchOutpu
         for holder in (output, response)
     )
     return BatchOutput(inlined=True) if listed or holds_rows else None
+
+
+def require_whole(page: T) -> T:
+    """The page of a list; ProviderUnavailableError when the service left a part of it out."""
+    if pick(page, "unreachable"):
+        raise ProviderUnavailableError(
+            "listing batches: the service could not reach all of its places: try again later"
+        )
+    return page
 
 
 def is_embedding_operation(document: Object) -> bool:

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embatch.client.wire import parse_file, parse_job, parse_operation, parse_state, parse_time
+from embatch.client.wire import (
+    parse_file,
+    parse_job,
+    parse_operation,
+    parse_state,
+    parse_time,
+    require_whole,
+)
 from embatch.errors import ProviderUnavailableError
 from embatch.types.state import JobState
 
@@ -169,3 +176,15 @@ def test_digests_of_files_in_either_form() -> None:
         document = {"name": "files/x", "sha256Hash": base64.b64encode(raw).decode()}
         assert parse_file(document).sha256 == digest.hexdigest()
     assert parse_file({"name": "files/x", "sha256Hash": "?"}).sha256 is None
+
+
+@pytest.mark.parametrize("page", [{}, {"operations": []}, {"unreachable": []}])
+def test_a_whole_page_is_given_as_it_is(page: dict[str, Any]) -> None:
+    """Nothing was left out: the page is what came."""
+    assert require_whole(page) is page
+
+
+def test_a_page_that_leaves_places_out_is_no_page() -> None:
+    """A look that missed a part of the service proves no absence."""
+    with pytest.raises(ProviderUnavailableError, match="could not reach all"):
+        require_whole({"operations": [], "unreachable": ["locations/x"]})
