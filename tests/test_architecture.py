@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "client": BOTTOM | SHARED | {"config"},
     "local": BOTTOM,
     "service": BOTTOM | {"local"},
-    "providers": BOTTOM | SHARED | {"client", "service", "local"},
+    "providers": BOTTOM | SHARED | {"config", "client", "service", "local"},
     "datasets": BOTTOM | SHARED,
     "journal": BOTTOM | SHARED,
     "runs": BOTTOM | SHARED | {"providers", "datasets", "journal"},

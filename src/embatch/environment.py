@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from embatch.config import Settings, load_settings
+from embatch.config import CloudSettings, Settings, load_settings
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
 from embatch.datasets.ownership import OutputLock
-from embatch.errors import InvalidRequestError
+from embatch.errors import ConfigError, InvalidRequestError
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.providers.base import Provider
@@ -68,7 +68,11 @@ class Environment:
 
     def provider(self, config: RunConfig) -> Provider:
         """The provider that a run asks for, opened once for all runs of the same space."""
-        wanted = (config.provider, config.model, config.precision, config.dims, config.task_type)
+        wanted = (
+            *(config.provider, config.model, config.precision, config.dims, config.task_type),
+            *(config.settle_s, config.staging),
+        )
+        _require_possible(config)
         with self._opening:
             if wanted not in self._providers:
                 self._providers[wanted] = open_provider(
@@ -80,6 +84,8 @@ class Environment:
                     folder=self.settings.home / "service",
                     open_engine=self.hooks.open_engine,
                     checkpoint=self.hooks.checkpoint,
+                    settle_s=config.settle_s,
+                    staging=config.staging,
                 )
             return self._providers[wanted]
 
@@ -128,6 +134,22 @@ class Environment:
         """Closes the providers and the journal. Safe to call twice."""
         self.close_providers()
         self.journal.close()
+
+
+def _require_possible(config: RunConfig) -> None:
+    """Refuses what the provider named cannot do for a run."""
+    if config.provider != "local" and config.too_long == "fail":
+        raise InvalidRequestError(
+            f"--too-long fail is for the local engine: {config.provider} cuts texts at its limit "
+            "and does not say which; leave it out"
+        )
+    if config.provider != "vertex":
+        return
+    if config.staging is None and CloudSettings.from_environment().staging is None:
+        raise ConfigError(
+            "batches on Vertex AI go through Cloud Storage: give --staging gs://bucket/prefix "
+            "(staging=), or set EMBATCH_STAGING"
+        )
 
 
 def require_space(here: Space, there: Space, what: str) -> None:

@@ -50,7 +50,8 @@ OutArgument = Annotated[
 Provider = Annotated[
     str | None,
     typer.Option(
-        "--provider", help="Who embeds: local is the engine on this machine.  Default: local."
+        "--provider",
+        help="Who embeds: local (the engine on this machine), gemini or vertex.  Default: local.",
     ),
 ]
 Model = Annotated[
@@ -58,7 +59,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="M",
-        help="Name or folder of the model.  Local default: all-MiniLM-L6-v2.",
+        help="Name or folder of the model.  Default: all-MiniLM-L6-v2, or gemini-embedding-001.",
     ),
 ]
 Text = Annotated[
@@ -127,7 +128,25 @@ Reuse = Annotated[
 TooLong = Annotated[
     Literal["send", "cut", "fail"],
     typer.Option(
-        "--too-long", help="Texts over the model's limit: let it cut them, or fail the row."
+        "--too-long",
+        help="Texts over the model's limit: let it cut them, or fail the row (local only).",
+    ),
+]
+Staging = Annotated[
+    str | None,
+    typer.Option(
+        "--staging",
+        metavar="URL",
+        help="Vertex AI: gs://bucket/prefix for inputs and results.  Default: EMBATCH_STAGING.",
+    ),
+]
+Settle = Annotated[
+    float | None,
+    typer.Option(
+        "--settle",
+        metavar="S",
+        min=0.0,
+        help="How long a batch whose creation is in doubt may still turn up.  Default: 600.",
     ),
 ]
 AlertBelow = Annotated[

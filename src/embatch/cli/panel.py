@@ -222,8 +222,9 @@ def _facts(status: RunStatus) -> Table:
     grid.add_column()
     grid.add_row("batches", _batches(status))
     grid.add_row("rows", _row_facts(status))
-    cost = f"{figures.money(status.cost_usd)} so far, {figures.money(status.saved_usd)} saved"
-    grid.add_row("cost", cost)
+    if status.cost_usd is not None and status.saved_usd is not None:
+        cost = f"{figures.money(status.cost_usd)} so far, {figures.money(status.saved_usd)} saved"
+        grid.add_row("cost", cost)
     if status.error:
         grid.add_row("error", Text(status.error, style="red"))
     elif status.waiting:

@@ -94,6 +94,13 @@ def print_quote(session: Session, quote: "Quote", *, free: int) -> None:
         )
 
 
+def _cost_line(quote: "Quote") -> tuple[str, str, str]:
+    if quote.cost_usd is None or quote.saved_usd is None:
+        return "cost", "?", "not counted for this provider"
+    saved = f"{figures.money(quote.saved_usd)} saved against the interactive price"
+    return "cost", figures.money(quote.cost_usd), saved
+
+
 def _lines(quote: "Quote") -> list[tuple[str, str, str]]:
     count = figures.count
     space = " ".join(part for part in (quote.provider, quote.model, quote.precision) if part)
@@ -105,11 +112,7 @@ def _lines(quote: "Quote") -> list[tuple[str, str, str]]:
         ("to embed", count(quote.to_embed), figures.size(quote.text_bytes) + " of text"),
         ("tokens", count(quote.tokens), "estimated"),
         ("batches", count(quote.batches), ""),
-        (
-            "cost",
-            figures.money(quote.cost_usd),
-            f"{figures.money(quote.saved_usd)} saved against the interactive price",
-        ),
+        _cost_line(quote),
     ]
     if quote.seconds is not None and quote.texts_per_s is not None:
         measured = f"{figures.counted(quote.sample_texts, 'text')} of yours"

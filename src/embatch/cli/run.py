@@ -36,6 +36,8 @@ def run(
     priority: options.Priority = None,
     reuse: options.Reuse = None,
     too_long: options.TooLong = "send",
+    staging: options.Staging = None,
+    settle: options.Settle = None,
     alert_below: options.AlertBelow = 95.0,
     name: options.Name = None,
     tag: options.Tags = None,
@@ -68,6 +70,8 @@ def run(
             max_batch_tokens=max_batch_tokens,
             poll_interval_s=poll_interval,
             too_long=too_long,
+            staging=staging,
+            settle_s=settle,
             alert_below_pct=alert_below,
         )
         if no_wait:
@@ -94,6 +98,8 @@ def plan(
     priority: options.Priority = None,  # noqa: ARG001
     reuse: options.Reuse = None,
     too_long: options.TooLong = "send",  # noqa: ARG001
+    staging: options.Staging = None,  # noqa: ARG001
+    settle: options.Settle = None,  # noqa: ARG001
     alert_below: options.AlertBelow = 95.0,  # noqa: ARG001
     name: options.Name = None,  # noqa: ARG001
     tag: options.Tags = None,

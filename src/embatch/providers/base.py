@@ -78,19 +78,29 @@ class Provider(Protocol):
         ...
 
     def upload(self, stage: StagedItems, label: str) -> str:
-        """Brings the items to the service. Gives the reference that `submit` takes."""
+        """Brings the items to the service. Gives the reference that `submit` takes.
+
+        The same items and label again leave one input there. Raises `InvalidRequestError` when
+        they are more than the service takes.
+        """
         ...
 
     def submit(self, input_ref: str, label: str, *, items: int, priority: int) -> RemoteBatch:
         """Creates the remote batch. Called once a label, never repeated blindly.
 
-        Raises `IndeterminateError` when the batch may or may not exist now, and
-        `InvalidRequestError` when the service refuses the batch for good.
+        Raises `IndeterminateError` when the batch may or may not exist now. After any other error
+        it surely does not: `InvalidRequestError` blames what is in it, `NotFoundError` says that
+        the service has the input no longer, `ProviderUnavailableError` and `RateLimitError` pass,
+        and the rest (`AuthenticationError`, `PermissionDeniedError`, `ConfigError`) is for a
+        person to mend.
         """
         ...
 
     def find(self, label: str) -> RemoteBatch | None:
-        """The remote batch that bears `label`; None after a complete look without it."""
+        """The remote batch that bears `label`; None after a complete look without it.
+
+        Any trouble on the way is an error: a look that was cut short says nothing.
+        """
         ...
 
     def poll(self, name: str) -> RemoteStatus:
@@ -98,7 +108,11 @@ class Provider(Protocol):
         ...
 
     def results(self, name: str) -> Iterator[ResultBlock]:
-        """The results as a stream of blocks, in constant memory, in any order."""
+        """The results as a stream of blocks, in constant memory, in any order.
+
+        Vectors of another length, with values that are not finite, or missing are row errors.
+        Raises `ProviderUnavailableError` while results that are there cannot be read.
+        """
         ...
 
     def cancel(self, name: str) -> None:

@@ -8,9 +8,12 @@ import math
 from collections.abc import Callable
 
 from embatch.errors import (
+    AuthenticationError,
+    ConfigError,
     IndeterminateError,
     InvalidRequestError,
     NotFoundError,
+    PermissionDeniedError,
     ProviderUnavailableError,
     RateLimitError,
 )
@@ -27,6 +30,14 @@ from embatch.types.state import BatchEvent, BatchState, JobState, RunState
 
 REFUSED = "refused"
 """Error code of a batch that the service refused because of what is in it."""
+_WITHOUT_EFFECT = (
+    RateLimitError,
+    ProviderUnavailableError,
+    AuthenticationError,
+    PermissionDeniedError,
+    ConfigError,
+)
+"""Errors of a submission that surely made no batch, and say nothing about its rows."""
 MAX_DELAY_S = 600.0
 """Longest wait between two steps (spec.md section 5)."""
 POLL_BACKOFF = 1.5
@@ -50,7 +61,7 @@ def advance(
         return After(seconds=wait, reason="quota", detail=str(error))
     except ProviderUnavailableError as error:
         step.note(polls=claim.batch.polls + 1)
-        wait = backoff(claim.batch.polls, context)
+        wait = max(backoff(claim.batch.polls, context), error.retry_after_s or 0.0)
         return After(seconds=wait, reason="unavailable", detail=str(error))
 
 
@@ -87,9 +98,11 @@ def _submit(step: Step) -> Outcome:
             items=batch.items,
             priority=context.run().priority,
         )
-    except (RateLimitError, ProviderUnavailableError):
-        step.move(BatchEvent.SUBMIT_DEFERRED)  # surely without effect: it costs no attempt
+    except _WITHOUT_EFFECT:
+        step.move(BatchEvent.SUBMIT_DEFERRED)  # it costs no attempt
         raise
+    except NotFoundError as error:
+        return _upload_again(step.move(BatchEvent.SUBMIT_DEFERRED), error)
     except InvalidRequestError as error:
         step.move(BatchEvent.SUBMIT_REFUSED, error_code=REFUSED, error=str(error))
         return Now()
@@ -99,6 +112,18 @@ def _submit(step: Step) -> Outcome:
     _confirm(step, remote)
     context.checkpoint("submit.journaled")
     return After(seconds=poll_interval(step.batch, context))
+
+
+def _upload_again(step: Step, error: NotFoundError) -> Outcome:
+    """The input waited so long for its submission that the service let it go."""
+    batch = step.batch
+    if batch.attempt >= MAX_ATTEMPTS:
+        return Stuck(
+            error=f"batch {batch.number} was uploaded {batch.attempt} times and lost each time: "
+            f"{error}; once that is mended, type: embatch resume {batch.run_id}"
+        )
+    step.move(BatchEvent.INPUT_LOST, input_ref=None)
+    return Now()
 
 
 def _confirm(step: Step, remote: RemoteBatch) -> None:
@@ -118,6 +143,7 @@ def _find(step: Step) -> Outcome:
     if batch.absences < 1 or context.now() < settled_at:
         step.note(absences=batch.absences + 1)
         return After(seconds=max(0.0, settled_at - context.now()), reason="unavailable")
+    context.provider.discard(None, batch.input_ref)  # the next attempt brings its own
     step.move(BatchEvent.HELD_ABSENT, input_ref=None, absences=0)
     return Now()
 

@@ -30,6 +30,10 @@ class RunConfig:
     poll_interval_s: float | None = None
     too_long: TooLong = "send"
     alert_below_pct: float = 95.0
+    settle_s: float | None = None
+    """How long an ambiguous submission may still turn up; None: the provider's default."""
+    staging: str | None = None
+    """Vertex AI: `gs://bucket/prefix`; None: the environment's."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the journal."""

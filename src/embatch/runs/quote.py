@@ -40,9 +40,10 @@ class Quote:
     tokens: int
     """Estimated, of the texts to embed."""
     batches: int
-    cost_usd: float
-    saved_usd: float
-    """Against the same provider's interactive price."""
+    cost_usd: float | None
+    """None where embedding is billed and nobody has counted it."""
+    saved_usd: float | None
+    """Against the same provider's interactive price; None as above."""
     texts_per_s: float | None
     """Measured on a sample; None where the provider sets the pace."""
     sample_texts: int
@@ -100,8 +101,8 @@ def quote_source(
         text_bytes=digest.embed_bytes,
         tokens=cut.tokens,
         batches=cut.batches,
-        cost_usd=0.0,
-        saved_usd=0.0,
+        cost_usd=None if limits.billed else 0.0,
+        saved_usd=None if limits.billed else 0.0,
         texts_per_s=pace,
         sample_texts=len(cut.sample),
         seconds=digest.embed_rows / pace if pace else None,

@@ -42,8 +42,9 @@ class RunStatus:
     """Batches by state."""
     rows_per_s: float | None
     eta_s: float | None
-    cost_usd: float
-    saved_usd: float
+    cost_usd: float | None
+    """So far; None where embedding is billed and nobody has counted it."""
+    saved_usd: float | None
     created_at: float
     finished_at: float | None
     alert_below_pct: float
@@ -79,6 +80,7 @@ def read_status(journal: Journal, run_id: str, *, now: float) -> RunStatus:
     else:
         rate = counts.written / max(0.001, run.finished_at - run.created_at)
     left = None if run.rows is None else run.rows - done - counts.failed
+    unbilled = 0.0 if run.space["provider"] == "local" else None
     moving = run.state is RunState.RUNNING and rate and left is not None
     return RunStatus(
         id=run.id,
@@ -102,8 +104,8 @@ def read_status(journal: Journal, run_id: str, *, now: float) -> RunStatus:
         batches={state.value: count for state, count in counts.batches.items()},
         rows_per_s=rate,
         eta_s=left / rate if moving and rate and left is not None else None,
-        cost_usd=0.0,
-        saved_usd=0.0,
+        cost_usd=unbilled,
+        saved_usd=unbilled,
         created_at=run.created_at,
         finished_at=run.finished_at,
         alert_below_pct=run.config["alert_below_pct"],

@@ -106,7 +106,7 @@ class Join:
         self._vectors[places[first]] = checked[first]
         self._seen[places] = True
         if block.tokens is not None:
-            self._tokens += int(block.tokens[first].sum())
+            self._tokens += int(np.maximum(block.tokens[first], 0).sum())
         if block.truncated is not None:
             self._truncated[places[first]] = block.truncated[first]
 

@@ -20,7 +20,7 @@ class Embedded:
     vectors: Matrix
     """`[n, dims]`."""
     tokens: NDArray[np.int32]
-    """Tokens the model read of each text, special tokens included, `[n]`."""
+    """Tokens the model read of each text, special tokens included, `[n]`; -1 where unknown."""
     truncated: NDArray[np.bool_]
     """True where the text was longer than the model reads, `[n]`."""
 
@@ -36,7 +36,7 @@ class ResultBlock:
     errors: Sequence[tuple[str, RowError]] = ()
     """Wire key and reason of the rows that failed."""
     tokens: NDArray[np.int32] | None = None
-    """Tokens billed for each key, None where the service does not say."""
+    """Tokens billed for each key, -1 where unknown; None where the service never says."""
     truncated: NDArray[np.bool_] | None = None
     """Rows cut at the model's limit, None where the service does not say."""
 
