@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from embatch.config import Secret
     from embatch.server.service import Service
     from embatch.server.settings import ServerSettings
+    from embatch.server.simulation.profile import Profile
+    from embatch.server.weather import Weather
     from embatch.types.results import TextEngine
 
 
@@ -68,6 +70,25 @@ AllowHost = Annotated[
         " machine do, and pages from there; may be given often.",
     ),
 ]
+Simulate = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--simulate",
+        metavar="PROFILE",
+        help="Show faults on purpose, to try a pipeline against a bad day: presets or JSON files"
+        " of faults, commas between them; may be given often. list tells the presets.",
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        min=0,
+        help="What all chance of --simulate is drawn from.  Default: that of the file, else 0.",
+        show_default=False,
+    ),
+]
 EngineKind = Annotated[
     Literal["local", "fake"],
     typer.Option("--engine", help="fake: vectors are hashes of the texts, for tests."),
@@ -111,6 +132,8 @@ def serve(
     max_file_bytes: MaxFileBytes = 2_147_483_648,
     max_batches: MaxBatches = 100,
     file_lifetime_s: FileLifetime = 172_800.0,
+    simulate: Simulate = None,
+    seed: Seed = None,
     log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
     as_json: Json = False,
 ) -> None:
@@ -120,6 +143,10 @@ def serve(
     from embatch.server.settings import ServerSettings
 
     session = Session.of(context, as_json=as_json)
+    profile = _profile(simulate or [], seed)
+    if profile == "list":
+        _list_presets(session)
+        return
     key = _key(api_key)
     if key is None:
         _require_loopback(host)
@@ -133,7 +160,8 @@ def serve(
         file_lifetime_s=file_lifetime_s,
     )
     aliases, opener = _parse_aliases(alias or []), _opener(session, engine, precision)
-    if not _run(session, settings, (host, port), options.absolute_model(model), aliases, opener):
+    place = (host, port)
+    if not _run(session, settings, place, options.absolute_model(model), aliases, opener, profile):
         session.note(
             "the slice in hand did not end in time; it is computed again at the next start"
         )
@@ -147,6 +175,7 @@ def _run(
     model: str | None,
     aliases: "Mapping[str, str]",
     opener: "Callable[[str | None], TextEngine]",
+    profile: "Profile | None",
 ) -> bool:
     """Serves until a signal comes. False when the slice in hand took too long to end."""
     from embatch.server.models import open_catalogue
@@ -158,8 +187,8 @@ def _run(
         with session.busy("opening the model"):
             catalogue = open_catalogue(model, aliases, opener)
         opened.callback(catalogue.close)
-        service = Service(settings, catalogue)
-        ended = serve(service, bound, ready=lambda: _tell(session, url_of(bound), service))
+        service = Service(settings, catalogue, weather=_weather(profile))
+        ended = serve(service, bound, ready=lambda: _tell(session, url_of(bound), service, profile))
         opened.pop_all()  # the service has closed what it could
     return ended
 
@@ -173,7 +202,39 @@ def _require_libraries() -> None:
         ) from None
 
 
-def _tell(session: Session, url: str, service: "Service") -> None:
+def _profile(words: Sequence[str], seed: int | None) -> "Profile | Literal['list'] | None":
+    """What is to be simulated; a server without it loads nothing of the simulation."""
+    if not words:
+        if seed is not None:
+            raise InvalidRequestError("--seed is of --simulate: give both, or neither")
+        return None
+    if "list" in words:
+        return "list"
+    from embatch.server.simulation.profile import parse_profile
+
+    return parse_profile(words, seed)
+
+
+def _weather(profile: "Profile | None") -> "Weather | None":
+    if profile is None:
+        return None
+    from embatch.server.simulation.weather import BadWeather
+
+    return BadWeather(profile)
+
+
+def _list_presets(session: Session) -> None:
+    from embatch.server.simulation.presets import PRESETS
+
+    if session.as_json:
+        session.emit({"presets": {name: preset.sentence for name, preset in PRESETS.items()}})
+        return
+    width = max(map(len, PRESETS))
+    for name, preset in PRESETS.items():
+        typer.echo(f"{name:{width}}  {preset.sentence}")
+
+
+def _tell(session: Session, url: str, service: "Service", profile: "Profile | None") -> None:
     """Prints where the server is; who started it reads this line, through a pipe too."""
     own, folder = service.catalogue.own, service.settings.folder
     if session.as_json:
@@ -184,10 +245,17 @@ def _tell(session: Session, url: str, service: "Service") -> None:
                 "dims": own.engine.dims,
                 "data": str(folder),
                 "pid": os.getpid(),
+                **({"simulate": list(profile.names), "seed": profile.seed} if profile else {}),
             }
         )
         return
     typer.echo(f"embatch serve: {url} (model {own.name}, {own.engine.dims} dims, data {folder})")
+    if profile is not None:
+        session.note(
+            f"FAULTS ARE SIMULATED on purpose ({', '.join(profile.names)}; seed {profile.seed}): "
+            "do not trust answers and results of this server",
+            style="bold red",
+        )
     if service.settings.api_key is None:
         session.note("no API key is asked for; only this machine can reach the server")
 

@@ -129,6 +129,10 @@ class SpanResponse(Response):
         self._parts = parts
         self._file = file
 
+    def discard(self) -> None:
+        """Closes the file of an answer that is not sent."""
+        self._file.close()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends it."""
         del receive

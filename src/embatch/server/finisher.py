@@ -78,6 +78,12 @@ class Finisher:
         with self._lock:
             return list(self._open.values())
 
+    def open_batches(self) -> list[StoredBatch]:
+        """The open batches, oldest first."""
+        with self._lock:
+            labels = list(self._open)
+        return self._store.find_all(labels)
+
     def reserve(self, most: int) -> bool:
         """Takes a place among `most` open batches, for one that is about to be made."""
         with self._lock:

@@ -247,7 +247,7 @@ class Uploads:
         )
 
     def _get_file(self, file_id: str, url: str) -> Response:
-        if not _is_result(file_id):
+        if not is_result(file_id):
             return json_response(self._shown(self._shelf.find(file_id), url))
         batch, file = self._open_result(file_id)
         with file:
@@ -270,7 +270,7 @@ class Uploads:
     async def delete_file(self, request: Request) -> Response:
         """DELETE files/{file}. Results cannot be deleted alone: the batch takes them along."""
         file_id = request.path_params["file"]
-        if _is_result(file_id):
+        if is_result(file_id):
             raise invalid("file.name: longer than 40 characters; delete the batch instead.")
         await to_thread.run_sync(self._shelf.delete, file_id)
         return json_response({})
@@ -284,7 +284,7 @@ class Uploads:
         )
 
     def _download(self, file_id: str, wanted: str | None) -> Response:
-        if not _is_result(file_id):
+        if not is_result(file_id):
             self._shelf.find(file_id)
             raise invalid("Only generated files can be downloaded.")
         batch, file = self._open_result(file_id)
@@ -334,7 +334,8 @@ def base_url(request: Request) -> str:
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?", re.ASCII)
 
 
-def _is_result(file_id: str) -> bool:
+def is_result(file_id: str) -> bool:
+    """The id is one of a batch's result file."""
     return file_id.startswith(RESULT_PREFIX) and len(file_id) > _LONGEST_ID
 
 

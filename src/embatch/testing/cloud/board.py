@@ -4,10 +4,11 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from embatch.testing.cloud.clock import CloudClock
 from embatch.testing.cloud.faults import Facts, Fault, FaultKind
-from embatch.testing.cloud.store import Store
+from embatch.testing.cloud.store import Doc
 
 
 def draw(*words: object) -> float:
@@ -25,11 +26,40 @@ class _Entry:
     struck: int = 0
 
 
+class Keeper(Protocol):
+    """Where a board keeps its faults and counts; they live as long as it does."""
+
+    def all(self, kind: str) -> list[Doc]:
+        """Every document of a kind, oldest first."""
+        ...
+
+    def get(self, kind: str, name: str) -> Doc | None:
+        """The document, or None."""
+        ...
+
+    def put(self, kind: str, name: str, body: Doc) -> None:
+        """Writes a document; a new one gets the next sequence number under "seq"."""
+        ...
+
+    def delete(self, kind: str, name: str) -> bool:
+        """Removes the document; False when there was none."""
+        ...
+
+
 class FaultBoard:
     """The faults in force. Safe to call from threads; counts survive a restart."""
 
-    def __init__(self, store: Store, clock: CloudClock, seed: int) -> None:
+    def __init__(
+        self,
+        store: Keeper,
+        clock: CloudClock,
+        seed: int,
+        *,
+        on_strike: Callable[[Fault], None] = lambda _: None,
+    ) -> None:
+        """`on_strike` hears of each strike."""
         self._store = store
+        self._on_strike = on_strike
         self._clock = clock
         self.seed = seed
         self._lock = threading.RLock()
@@ -123,6 +153,7 @@ class FaultBoard:
                 if entry.matched > fault.after and not spared:
                     entry.struck += 1
                     struck.append(fault)
+                    self._on_strike(fault)
                 self._keep(entry)
                 if struck and first_only:
                     break

@@ -1,15 +1,15 @@
 """How a job's results are spoiled: which rows a fault takes, and what becomes of their values."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embatch.testing.cloud.board import draw
 from embatch.testing.cloud.faults import Fault, FaultKind
-from embatch.testing.cloud.store import Store
 
 _K = FaultKind
 RESULT_KINDS: Final = (
@@ -93,11 +93,19 @@ class Chosen:
         return draw(self._seed, self.fault.id, self._salt, row.digest) < self._chance
 
 
+class Tallies(Protocol):
+    """Where the failures of transient row errors are counted."""
+
+    def count_of(self, what: str, name: str) -> int:
+        """One counter."""
+        ...
+
+
 class Spoiler:
     """Every fault that befalls one job's results."""
 
     def __init__(
-        self, faults: Iterable[Fault], *, rows: int, seed: int, job: str, store: Store
+        self, faults: Iterable[Fault], *, rows: int, seed: int, job: str, store: Tallies
     ) -> None:
         self.plain = {fault.kind: fault for fault in faults if "marker" not in fault.sheet.args}
         self._store = store
@@ -142,6 +150,19 @@ class Spoiler:
                 return fault
         return None
 
+    def copies(
+        self, row: RowAtHand, spell: Callable[[], bytes], twin: Callable[[], bytes]
+    ) -> Iterator[bytes]:
+        """What stands there of a row: nothing, what `spell` gives, half of that, or two of them,
+        the second perhaps what `twin` gives."""
+        if self.taken(_K.MISSING_ROWS, row):
+            return
+        line = spell()
+        yield line[: len(line) // 2] if self.taken(_K.BROKEN_LINE, row) else line
+        doubled = self.taken(_K.DOUBLED_ROWS, row)
+        if doubled is not None:
+            yield line if doubled.arg("identical") else twin()
+
     def spoil_values(self, values: bytes, row: RowAtHand) -> bytes:
         """The JSON array of a row's vector, as the faults on values leave it."""
         wrong = self.taken(_K.WRONG_DIMS, row)
@@ -158,6 +179,14 @@ class Spoiler:
                 bare = kind == _K.NAN and fault.arg("bare")
                 values = _with_word(values, b"NaN" if bare else word)
         return values
+
+
+def shuffled(rows: int, seed: int | None = None) -> NDArray[np.int64]:
+    """Row numbers in another order than theirs, where there are two at least."""
+    order = np.random.default_rng(rows if seed is None else (seed, rows)).permutation(rows)
+    if rows > 1 and np.array_equal(order, np.arange(rows)):
+        order = order[::-1]
+    return order
 
 
 def _with_word(values: bytes, word: bytes) -> bytes:
