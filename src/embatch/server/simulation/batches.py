@@ -1,10 +1,10 @@
 """Faults of batches: how long they take, how they end, how they are shown."""
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from embatch.server.details import BatchDetails, shown_batch
 from embatch.server.simulation.day import Day, translated
@@ -16,8 +16,6 @@ from embatch.server.wire_shapes import ShownBatch
 from embatch.service.batch import StoredBatch
 from embatch.service.store import BatchStore
 from embatch.testing.cloud.answers import ApiError as CloudError
-from embatch.testing.cloud.board import FaultBoard
-from embatch.testing.cloud.clock import CloudClock
 from embatch.testing.cloud.faults import Facts, FaultKind
 from embatch.testing.cloud.outcomes import outcome_of
 from embatch.testing.cloud.quota import check_ceilings
@@ -28,31 +26,12 @@ from embatch.types.state import JobState
 
 if TYPE_CHECKING:
     from embatch.server.service import Service
-    from embatch.testing.cloud.core import Core
 
 _K = FaultKind
 _PREFIX: Final = "BATCH_STATE_"
 _FOREIGN_TYPE: Final = (
     "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Queue:
-    """What the ceilings look at of a cloud."""
-
-    board: FaultBoard
-    clock: CloudClock
-    jobs: "_Live"
-
-
-@dataclass(frozen=True, slots=True)
-class _Live:
-    docs: Sequence[Doc]
-
-    def live(self) -> Sequence[Doc]:
-        """Jobs that have not ended."""
-        return self.docs
 
 
 class BatchWeather(Day):
@@ -82,9 +61,8 @@ class BatchWeather(Day):
         }
         tokens = new.count_tokens() if board.peek(_K.TOKEN_CEILING, facts) else 0
         with self._dealing:
-            queue = cast("Core", _Queue(board, self._clock, _Live(list(self._live.values()))))
             try:
-                check_ceilings(queue, facts, tokens)
+                check_ceilings(board, self._clock, list(self._live.values()), facts, tokens)
             except CloudError as error:
                 raise translated(error) from None
             self._made += 1

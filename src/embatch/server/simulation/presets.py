@@ -51,7 +51,6 @@ PRESETS: Final[Mapping[str, Preset]] = {
             _fault(_K.OUTPUT_IN, probability=0.3),
             _fault(_K.JOB_DURATION, probability=0.5, seconds=2.0),
             _fault(_K.SHUFFLE),
-            _fault(_K.DOUBLED_ROWS, probability=0.5, fraction=0.01),
             _fault(_K.MISSING_ROWS, probability=0.5, fraction=0.01),
             _fault(
                 _K.ROW_ERROR,
@@ -76,6 +75,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "row-errors": Preset(
         "A tenth of the rows fails for good, and a tenth the first time only.",
         [
+            _fault(_K.ROW_ERROR, chance=0.1, code=3, message="The row is not valid."),
             _fault(
                 _K.ROW_ERROR,
                 fraction=0.1,
@@ -83,7 +83,6 @@ PRESETS: Final[Mapping[str, Preset]] = {
                 transient=True,
                 message="The service is currently unavailable.",
             ),
-            _fault(_K.ROW_ERROR, chance=0.1, code=3, message="The row is not valid."),
         ],
     ),
     "quota": Preset(

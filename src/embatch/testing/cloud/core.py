@@ -13,8 +13,8 @@ from embatch.testing.cloud.answers import Answer, ApiError, Request
 from embatch.testing.cloud.bill import Ledger
 from embatch.testing.cloud.board import FaultBoard
 from embatch.testing.cloud.clock import CloudClock
+from embatch.testing.cloud.doors import server_error, strike_door
 from embatch.testing.cloud.faults import Facts, Fault, FaultKind
-from embatch.testing.cloud.quota import rate_limit_error
 from embatch.testing.cloud.store import Doc, Store
 from embatch.testing.cloud.web import BreakConnectionError, Reshaped
 
@@ -159,25 +159,14 @@ class Core:
 
     def strike_before(self) -> None:
         """Lets faults strike that stand between the request and its effect."""
-        door = self.door
-        board = self.board
-        for fault in board.strike_all([FaultKind.DELAY], door.facts):
-            if fault.arg("after"):
-                door.late.append(fault)
-            else:
-                self.stopping.wait(fault.arg("seconds"))
-        if board.strike(FaultKind.RESET_BEFORE, door.facts):
+        struck = strike_door(self.board, self.door.facts)
+        self.door.late += struck.late
+        if struck.wait_s:
+            self.stopping.wait(struck.wait_s)
+        if struck.reset:
             raise BreakConnectionError
-        if board.strike(FaultKind.UNAUTHENTICATED, door.facts):
-            raise ApiError(401, "Request had invalid authentication credentials.")
-        limited = board.strike(FaultKind.RATE_LIMITED, door.facts)
-        if limited:
-            raise rate_limit_error(limited, door.facts.get("model"))
-        broken = board.strike(FaultKind.SERVER_ERROR, door.facts)
-        if broken and broken.arg("after"):
-            door.late.append(broken)
-        elif broken:
-            raise _server_error(broken)
+        if struck.error is not None:
+            raise struck.error
 
     def _strike_after(self, spoiled: Reshaped) -> None:
         door = self.door
@@ -185,7 +174,7 @@ class Core:
             if fault.kind == FaultKind.DELAY:
                 self.stopping.wait(fault.arg("seconds"))
             else:
-                raise _server_error(fault)
+                raise server_error(fault)
         if self.board.strike(FaultKind.RESET_AFTER, door.facts):
             raise BreakConnectionError
         spoiled.trickle = self.board.strike(FaultKind.TRICKLE, door.facts)
@@ -229,30 +218,6 @@ class Core:
         self.clock.advance(seconds)
         self.store.put("clock", "clock", {"offset_s": self.clock.offset_s})
         self.jobs.settle_due()
-
-
-def _server_error(fault: Fault) -> ApiError:
-    code = int(fault.arg("code"))
-    if fault.arg("html"):
-        return _ProxyPageError(code)
-    messages = {
-        500: "An internal error has occurred. Please retry or report.",
-        503: "The model is overloaded. Please try again later.",
-        504: "The request timed out. Please try again.",
-    }
-    return ApiError(code, messages.get(code, "The service is not available."))
-
-
-class _ProxyPageError(ApiError):
-    """An error page of something that stands before the service."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code, "")
-
-    def answer(self) -> Answer:
-        """The page."""
-        page = f"<html><head><title>{self.code}</title></head><body>Server Error</body></html>"
-        return Answer(self.code, {"Content-Type": "text/html; charset=UTF-8"}, [page.encode()])
 
 
 def _invalid_key() -> ApiError:

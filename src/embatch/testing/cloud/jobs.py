@@ -111,7 +111,8 @@ class Jobs:
         core = self._core
         facts = {"api": new.api, "model": new.model, "display_name": new.display_name}
         with core.lock:
-            check_ceilings(core, facts, new.tokens)
+            live = [job for job in self.live() if job["api"] == new.api]
+            check_ceilings(core.board, core.clock, live, facts, new.tokens)
             number = core.store.next_number("job")
             job_id = made_id(core.settings.seed, "job", number, JOB_ID_CHARS)
             name = f"batches/{job_id}"

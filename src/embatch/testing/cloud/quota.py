@@ -1,14 +1,15 @@
 """Quotas: the bodies of a 429, and the hidden ceilings that lead to one."""
 
 import time
+from collections.abc import Sequence
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from embatch.testing.cloud.answers import ApiError
+from embatch.testing.cloud.board import FaultBoard
+from embatch.testing.cloud.clock import CloudClock
 from embatch.testing.cloud.faults import Facts, Fault, FaultKind
-
-if TYPE_CHECKING:
-    from embatch.testing.cloud.core import Core
+from embatch.testing.cloud.store import Doc
 
 _QUOTA_NAMES = {"gemini-embedding-001": "gemini-embedding-1.0"}
 """Quota messages call models by internal names."""
@@ -66,23 +67,27 @@ def rate_limit_error(fault: Fault, model: str | None) -> ApiError:
     return ApiError(429, message, details=details, headers=headers)
 
 
-def check_ceilings(core: "Core", facts: Facts, tokens: int) -> None:
-    """Refuses a create that would go over a ceiling of tokens or of jobs."""
+def check_ceilings(
+    board: FaultBoard, clock: CloudClock, live: Sequence[Doc], facts: Facts, tokens: int
+) -> None:
+    """Refuses a create that would go over a ceiling of tokens or of jobs.
+
+    `live` are the jobs of its API that have not ended, with their `model` and `tokens`.
+    """
     model = facts.get("model")
-    live = [job for job in core.jobs.live() if job["api"] == facts["api"]]
-    for fault in core.board.peek(FaultKind.JOB_CEILING, facts):
+    for fault in board.peek(FaultKind.JOB_CEILING, facts):
         if len(live) >= fault.arg("jobs"):
-            core.board.strike(FaultKind.JOB_CEILING, facts)
+            board.strike(FaultKind.JOB_CEILING, facts)
             raise rate_limit_error(fault, model)
     enqueued = sum(job["tokens"] for job in live if job["model"] == model)
-    for fault in core.board.peek(FaultKind.TOKEN_CEILING, facts):
-        if enqueued + tokens > _ceiling_now(core, fault):
-            core.board.strike(FaultKind.TOKEN_CEILING, facts)
+    for fault in board.peek(FaultKind.TOKEN_CEILING, facts):
+        if enqueued + tokens > _ceiling_now(board, clock, fault):
+            board.strike(FaultKind.TOKEN_CEILING, facts)
             raise rate_limit_error(fault, model)
 
 
-def _ceiling_now(core: "Core", fault: Fault) -> float:
-    elapsed = core.clock.now() - core.board.set_at(fault)
+def _ceiling_now(board: FaultBoard, clock: CloudClock, fault: Fault) -> float:
+    elapsed = clock.now() - board.set_at(fault)
     ceiling = float(fault.arg("tokens"))
     for since_s, tokens in fault.arg("steps"):
         if elapsed >= since_s:

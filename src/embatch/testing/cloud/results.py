@@ -15,7 +15,7 @@ from embatch.testing.cloud.dialects import Dialect
 from embatch.testing.cloud.faults import FaultKind
 from embatch.testing.cloud.models import MODELS, count_tokens, cut_to_limit
 from embatch.testing.cloud.rows import Line, RowRequest, read_line
-from embatch.testing.cloud.spoil import RowAtHand, Spoiler, status_of
+from embatch.testing.cloud.spoil import RowAtHand, Spoiler, shuffled, status_of
 from embatch.testing.cloud.vectors import row_seed, text_digest, write_vectors
 
 _BLOCK_ROWS: Final = 512
@@ -103,10 +103,7 @@ class ResultWriter:
             with self.source.open("rb", buffering=1 << 20) as file:
                 yield from enumerate(line for line in file if line.strip())
             return
-        order = np.random.default_rng(self.rows).permutation(self.rows)
-        if self.rows > 1 and np.array_equal(order, np.arange(self.rows)):
-            order = order[::-1]
-        yield from self._lines_at(order)
+        yield from self._lines_at(shuffled(self.rows))
 
     def _lines_at(self, indices: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         offsets = np.empty(self.rows, dtype=np.int64)
@@ -188,19 +185,15 @@ class ResultWriter:
         if not spoiler.touches_rows:
             yield self._line(row)
             return
-        if spoiler.taken(_K.MISSING_ROWS, row.at):
-            return
-        line = self._line(row)
-        if spoiler.taken(_K.BROKEN_LINE, row.at):
-            line = line[: len(line) // 2] + self.dialect.end
-        yield line
-        doubled = spoiler.taken(_K.DOUBLED_ROWS, row.at)
-        if doubled is None:
-            return
-        if not doubled.arg("identical") and row.values and row.wanted is not None:
+        for line in spoiler.copies(row.at, lambda: self._line(row), lambda: self._twin(row)):
+            yield line if line.endswith(self.dialect.end) else line + self.dialect.end
+
+    def _twin(self, row: _Row) -> bytes:
+        """The row's line with another vector."""
+        if row.values and row.wanted is not None:
             other = np.array([row.seed ^ 1], dtype=np.uint64)
             row.values = write_vectors(other, self.model, row.wanted.dims)[0]
-        yield self._line(row)
+        return self._line(row)
 
     def _line(self, row: _Row) -> bytes:
         dialect, spoiler = self.dialect, self.spoiler

@@ -17,7 +17,8 @@ from embatch.testing.cloud.answers import (
     json_answer,
 )
 from embatch.testing.cloud.core import VERSION, Core, route
-from embatch.testing.cloud.faults import Fault, FaultKind
+from embatch.testing.cloud.doors import drop_within
+from embatch.testing.cloud.faults import FaultKind
 from embatch.testing.cloud.files import check_new_name, file_json, keep_file
 from embatch.testing.cloud.store import Doc
 from embatch.testing.cloud.web import BreakConnectionError
@@ -156,7 +157,7 @@ def _store_chunk(core: Core, request: Request, path: Path, received: int) -> Non
     with path.open("ab") as file:
         try:
             for piece in request.body.pieces():
-                dropped = _drop_within(core, at, len(piece))
+                dropped = drop_within(core.board, core.door.facts, at, len(piece))
                 if dropped is None:
                     file.write(piece)
                     at += len(piece)
@@ -170,17 +171,6 @@ def _store_chunk(core: Core, request: Request, path: Path, received: int) -> Non
         except (ClientGoneError, ConnectionError):
             file.flush()
             raise
-
-
-def _drop_within(core: Core, at: int, size: int) -> tuple[Fault, int] | None:
-    for fault in core.board.peek(FaultKind.UPLOAD_DROP, core.door.facts):
-        every = fault.arg("every_bytes")
-        byte = (at // int(every) + 1) * int(every) if every else int(fault.arg("at_byte"))
-        if at < byte <= at + size:
-            struck = core.board.strike(FaultKind.UPLOAD_DROP, core.door.facts)
-            if struck is not None:
-                return struck, byte
-    return None
 
 
 def _forget_after(path: Path, size_bytes: int) -> None:
