@@ -153,10 +153,12 @@ class Engine:
             for start in range(0, len(texts), WINDOW_TEXTS):
                 # While one window is in the model, the next one is tokenised here.
                 if len(running) == _WINDOWS_AHEAD:
-                    _finish(running.popleft())
+                    _finish(running[0])
+                    running.popleft()
                 running.append(self._start_window(call, texts[start : start + WINDOW_TEXTS], start))
             while running:
-                _finish(running.popleft())
+                _finish(running[0])
+                running.popleft()
         finally:
             _abandon(running)
         return call.embedded

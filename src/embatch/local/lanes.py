@@ -1,34 +1,27 @@
 """Threads that take work by urgency: a query does not wait for the slice of a batch."""
 
-import itertools
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from embatch.errors import InvalidRequestError
 
-_URGENT: Final = 0
-_USUAL: Final = 1
-_END: Final = 2
+URGENT_IN_A_ROW: Final = 3
+"""Urgent pieces that may overtake a usual one, so that a flood of queries starves no batch."""
 
 
 class Lanes:
     """A few threads, one piece of work each at a time; among equals the oldest goes first."""
 
     def __init__(self, count: int) -> None:
-        self._queue: queue.PriorityQueue[tuple[int, int, Callable[[], None] | None]]
-        self._queue = queue.PriorityQueue()
-        self._order = itertools.count()
+        # Each piece is a turn of the pool; which piece a turn takes is decided when it begins.
+        self._turns = ThreadPoolExecutor(count, thread_name_prefix="embatch-engine")
+        self._urgent: deque[Callable[[], None]] = deque()
+        self._usual: deque[Callable[[], None]] = deque()
+        self._overtaken = 0
         self._lock = threading.Lock()
-        self._closed = False
-        self._threads = [
-            threading.Thread(target=self._run, name=f"embatch-engine-{number}", daemon=True)
-            for number in range(count)
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def submit(self, work: Callable[[], None], *, urgent: bool = False) -> Future[None]:
         """Has a thread do `work`. Raises `InvalidRequestError` once the lanes are closed."""
@@ -45,21 +38,23 @@ class Lanes:
                 future.set_result(None)
 
         with self._lock:
-            if self._closed:
-                raise InvalidRequestError("the engine is closed: open another one")
-            self._queue.put((_URGENT if urgent else _USUAL, next(self._order), settle))
+            try:
+                self._turns.submit(self._take)
+            except RuntimeError:
+                raise InvalidRequestError("the engine is closed: open another one") from None
+            (self._urgent if urgent else self._usual).append(settle)
         return future
 
     def close(self) -> None:
         """Ends the threads once all that was submitted is done. Safe to call twice."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                for _ in self._threads:
-                    self._queue.put((_END, next(self._order), None))
-        for thread in self._threads:
-            thread.join()
+        self._turns.shutdown()
 
-    def _run(self) -> None:
-        while (settle := self._queue.get()[2]) is not None:
-            settle()
+    def _take(self) -> None:
+        with self._lock:
+            usual_next = self._overtaken == URGENT_IN_A_ROW or not self._urgent
+            if self._usual and usual_next:
+                settle, self._overtaken = self._usual.popleft(), 0
+            else:
+                settle = self._urgent.popleft()
+                self._overtaken = self._overtaken + 1 if self._usual else 0
+        settle()

@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from embatch.errors import InvalidRequestError, NotFoundError, ProviderUnavailableError
 from embatch.providers.base import RemoteBatch, RemoteStatus, StagedItems, label_hash
+from embatch.service.batch import StoredBatch
 from embatch.service.scheduler import Scheduler
 from embatch.service.store import BatchStore
 from embatch.types.batch import Limits
@@ -128,7 +130,7 @@ class LocalProvider:
             progress=batch.progress,
             has_results=batch.done and batch.rows_done > 0,
             error=batch.error,
-            poll_after_s=_poll_after_s(scheduler.remaining_s(batch)),
+            poll_after_s=_poll_after_s(batch, scheduler.remaining_s(batch)),
         )
 
     def results(self, name: str) -> Iterator[ResultBlock]:
@@ -207,10 +209,11 @@ class LocalProvider:
             return self._store, self._scheduler
 
 
-def _poll_after_s(remaining_s: float | None) -> float:
-    """When to look again: at the foreseen end; ever later when a batch is overdue."""
+def _poll_after_s(batch: StoredBatch, remaining_s: float | None) -> float:
+    """When to look again: at the foreseen end, and ever later at what waits or is overdue."""
     if remaining_s is None:
-        return POLL_INTERVAL_S
+        age_s = (datetime.now(UTC) - batch.created_at).total_seconds()
+        return min(LATEST_POLL_S, max(POLL_INTERVAL_S, age_s / 4))
     wait_s = remaining_s if remaining_s > 0 else -remaining_s / 4
     return min(LATEST_POLL_S, max(SOONEST_POLL_S, wait_s))
 

@@ -147,14 +147,18 @@ class Claim:
 
 
 def claim_next(
-    store: BatchStore, *, slice_items: int, models: Collection[str] | None = None
+    store: BatchStore,
+    *,
+    slice_items: int,
+    models: Collection[str] | None = None,
+    at_least: int | None = None,
 ) -> Claim | None:
     """The waiting batch that goes first, with its next `slice_items` rows in hand.
 
     Highest priority, then oldest; never one that a living worker holds. `models` limits the
-    choice. None when nothing waits.
+    choice, and so does the priority that it must have `at_least`. None when nothing waits.
     """
-    for batch_id in _waiting(store, models):
+    for batch_id in _waiting(store, models, above=None if at_least is None else at_least - 1):
         claim = _try_claim(store, batch_id, slice_items)
         if claim is not None:
             return claim

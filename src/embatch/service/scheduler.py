@@ -22,7 +22,7 @@ from embatch.service.store import BatchStore
 from embatch.types.results import Embedded, TextEngine
 
 SLICE_ITEMS: Final = 4096
-"""Rows of a slice at most, where texts are so short that it takes no longer than it should."""
+"""Rows of a slice at most, a quarter more at a batch's end, however short the texts are."""
 FIRST_SLICE_ITEMS: Final = 256
 """Rows of the first slice, while nobody knows how fast the engine is."""
 SLICE_S: Final = 4.0
@@ -55,8 +55,11 @@ class Health:
 class _Underway:
     """A batch in hand."""
 
+    priority: int
     begun: float
     """When its slice was begun, by the scheduler's clock."""
+    last_slice: bool = False
+    """Its slice in hand ends it: another batch may begin."""
     rows_per_s: float = 0.0
     """Of its last slice."""
 
@@ -95,7 +98,6 @@ class Scheduler:
         self._idle_poll_s = idle_poll_s
         self._retry_s = retry_s
         self._clock = clock
-        self._wake = threading.Event()
         self._stopping = threading.Event()
         self._starting = threading.Lock()
         self._workers = workers
@@ -103,10 +105,11 @@ class Scheduler:
         self._sweeping = threading.Lock()
         self._swept = False
         self._gate = threading.Condition()
+        self._calls_to_wake = 0
         self._interactive = 0
         self._current: dict[str, _Underway] = {}
         self._last_progress_at: datetime | None = None
-        self._paused_reason: str | None = None
+        self._paused: dict[int, str] = {}
 
     def start(self) -> None:
         """Begins to work, in threads of its own. Does nothing when it runs already."""
@@ -122,14 +125,14 @@ class Scheduler:
 
     def wake(self) -> None:
         """Makes an idle scheduler look for work now."""
-        self._wake.set()
+        with self._gate:
+            self._calls_to_wake += 1
+            self._gate.notify_all()
 
     def stop(self, timeout_s: float | None = None) -> bool:
         """Ends the work after the slices in hand. False when that took longer than `timeout_s`."""
         self._stopping.set()
-        self._wake.set()
-        with self._gate:
-            self._gate.notify_all()
+        self.wake()
         until = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(None if until is None else max(0.0, until - time.monotonic()))
@@ -141,7 +144,7 @@ class Scheduler:
             alive=bool(self._threads) and all(thread.is_alive() for thread in self._threads),
             current_batches=tuple(self._current),
             last_progress_at=self._last_progress_at,
-            paused_reason=self._paused_reason,
+            paused_reason=next(iter(tuple(self._paused.values())), None),
         )
 
     def embed_now(
@@ -183,18 +186,35 @@ class Scheduler:
     def _run(self) -> None:
         """A thread. Whatever happens to a batch or the disk, it goes on with what is next."""
         while not self._stopping.is_set():
-            self._wake.clear()
+            calls = self._calls_to_wake
             try:
                 self._sweep()
-                claim = claim_next(self._store, slice_items=self._slice_items, models=self._models)
+                claim = claim_next(
+                    self._store,
+                    slice_items=self._slice_items,
+                    models=self._models,
+                    at_least=self._lowest_priority(),
+                )
                 if claim is not None:
                     self._work(claim)
             except Exception as error:  # noqa: BLE001 - the thread's outer edge: kept in health()
                 self._pause(error)
                 continue
-            self._paused_reason = None
+            self._paused.pop(threading.get_ident(), None)
             if claim is None:
-                self._wake.wait(self._idle_poll_s)
+                self._rest(calls)
+
+    def _rest(self, calls: int) -> None:
+        """Sleeps until the next look is due or somebody wakes the scheduler."""
+        with self._gate:
+            self._gate.wait_for(
+                lambda: self._calls_to_wake != calls or self._stopping.is_set(), self._idle_poll_s
+            )
+
+    def _lowest_priority(self) -> int | None:
+        """A batch of lower priority waits while one with more to come is in hand; None: none."""
+        held = [one.priority for one in tuple(self._current.values()) if not one.last_slice]
+        return max(held, default=None)
 
     def _sweep(self) -> None:
         with self._sweeping:
@@ -204,12 +224,14 @@ class Scheduler:
 
     def _work(self, claim: Claim) -> None:
         """Computes a batch until it ends or gives way. Raises only what is not its fault."""
-        self._current[claim.batch.id] = _Underway(self._clock())
+        self._current[claim.batch.id] = _Underway(claim.batch.priority, self._clock())
         with closing(claim), suppress(LeaseLostError):  # lost: cancelled or deleted, all is said
             try:
                 self._compute(claim, self._engine(claim.batch.model))
             except Exception as error:  # recorded in the batch
                 if may_pass(error):
+                    with suppress(EmbatchError, OSError):
+                        claim.release()  # computed, not kept: nobody died over it
                     raise
                 claim.fail(_reason(error))
             finally:
@@ -229,6 +251,10 @@ class Scheduler:
             batch, rows = claim.batch, claim.slice_items
             underway = self._current[batch.id]
             underway.begun = self._clock()
+            underway.priority = batch.priority
+            underway.last_slice = batch.rows_done + rows == batch.items
+            if underway.last_slice:
+                self.wake()
             part = embed_slice(engine, claim.texts(), prompt=batch.prompt, dims=batch.dims)
             elapsed_s = self._clock() - underway.begun
             self._adapt(rows, elapsed_s)
@@ -236,9 +262,15 @@ class Scheduler:
             self._commit(claim, part)
             if claim.batch.done:
                 return
-            if is_outranked(self._store, claim.batch.priority, models=self._models):
+            if self._is_outranked(claim.batch):
                 break
         claim.release()
+
+    def _is_outranked(self, batch: StoredBatch) -> bool:
+        lowest = self._lowest_priority()
+        if lowest is not None and lowest > batch.priority:
+            return True
+        return is_outranked(self._store, batch.priority, models=self._models)
 
     def _adapt(self, rows: int, elapsed_s: float) -> None:
         if self._slice_s is not None:
@@ -255,13 +287,13 @@ class Scheduler:
                 if not may_pass(error) or not self._pause(error):
                     raise
             else:
-                self._paused_reason = None
+                self._paused.pop(threading.get_ident(), None)
                 self._last_progress_at = claim.batch.updated_at
                 return
 
     def _pause(self, error: Exception) -> bool:
         """Waits before the next try, the reason in `health()`. False when it is time to stop."""
-        self._paused_reason = _reason(error)
+        self._paused[threading.get_ident()] = _reason(error)
         return not self._stopping.wait(self._retry_s)
 
 

@@ -119,4 +119,4 @@ def next_slice_items(
 
 def slice_end(start: int, wanted: int, items: int) -> int:
     """Where the slice that begins at row `start` ends: about `wanted` rows on, no crumb left."""
-    return items if items - start < wanted * 3 // 2 else start + wanted
+    return items if items - start < wanted * 5 // 4 else start + wanted

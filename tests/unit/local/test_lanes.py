@@ -1,5 +1,7 @@
 """Work is done by urgency, then age, and nothing is lost at the end."""
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import Future
 from functools import partial
@@ -7,7 +9,7 @@ from functools import partial
 import pytest
 
 from embatch.errors import InvalidRequestError
-from embatch.local.lanes import Lanes
+from embatch.local.lanes import URGENT_IN_A_ROW, Lanes
 
 
 def _held(lanes: Lanes) -> tuple[threading.Event, Future[None]]:
@@ -34,6 +36,36 @@ def test_urgent_work_overtakes_what_waits() -> None:
     gate.set()
     lanes.close()
     assert order == ["query 1", "query 2", "slice 1", "slice 2"]
+
+
+def test_a_flood_of_urgent_work_starves_nothing() -> None:
+    """One usual piece goes after every few urgent ones."""
+    lanes, order = Lanes(1), list[str]()
+    gate, _ = _held(lanes)
+    for number in range(2):
+        lanes.submit(partial(order.append, f"slice {number}"))
+    for _ in range(3 * URGENT_IN_A_ROW):
+        lanes.submit(partial(order.append, "query"), urgent=True)
+    gate.set()
+    lanes.close()
+    flood = ["query"] * URGENT_IN_A_ROW
+    assert order == [*flood, "slice 0", *flood, "slice 1", *flood]
+
+
+def test_a_process_that_forgets_to_close_ends_whole() -> None:
+    """What was begun is ended before the interpreter goes, without an abort."""
+    script = (
+        "import time\n"
+        "from embatch.local.lanes import Lanes\n"
+        "lanes = Lanes(2)\n"
+        "for _ in range(4):\n"
+        "    lanes.submit(lambda: (time.sleep(0.05), print('done')))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout.count("done") == 4
+    assert ended.stderr == ""
 
 
 def test_an_error_belongs_to_whoever_waits() -> None:

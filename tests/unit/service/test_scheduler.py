@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,13 +56,15 @@ def test_a_batch_is_computed_to_the_end(service: Any) -> None:
     assert service.engine.calls == 4
 
 
-def test_a_wake_up_is_answered_at_once(service: Any, eventually: Callable[..., None]) -> None:
+def test_a_wake_up_is_answered_at_once(service: Any) -> None:
     """A scheduler that would look again in an hour starts a batch when woken, then rests again."""
     scheduler = service.scheduler(idle_poll_s=3600.0)
     batch = service.create(TEXTS)
     scheduler.wake()
     assert service.finished(batch.id).state is JobState.COMPLETED
-    eventually(lambda: not scheduler._wake.is_set())
+    other = service.create(TEXTS, label="other")
+    time.sleep(0.1)  # it rests
+    assert service.store.get(other.id).state is JobState.PENDING
 
 
 def test_batches_of_other_processes_are_found_without_a_wake_up(service: Any) -> None:
@@ -301,6 +304,45 @@ def test_two_batches_are_under_way_at_once(service: Any, eventually: Callable[..
     for batch in batches:
         assert service.finished(batch.id).items_redone == 0
     assert sorted(engine.order) == ["a 0", "b 0", "c 0"]
+
+
+def test_no_worker_goes_on_with_lesser_batches_beside_an_urgent_one(
+    service: Any, eventually: Callable[..., None]
+) -> None:
+    """Both workers leave theirs: one takes the urgent batch, the other waits for its last slice."""
+    engine = Gated()
+    for name in "ab":
+        service.create([f"{name} {n}" for n in range(40)], label=name)
+    service.scheduler(engine_for=lambda _: engine, workers=2)
+    eventually(lambda: len(engine.order) == 2)
+    urgent = service.create([f"urgent {n}" for n in range(30)], label="urgent", priority=9)
+    engine.let_through(2)
+    for slices in (1, 2, 3):
+        eventually(lambda slices=slices: f"urgent {10 * slices - 10}" in engine.order)
+        if slices < 3:
+            time.sleep(0.1)  # time in which the other worker could do wrong
+            assert len(engine.order) == 2 + slices
+            engine.let_through()
+    eventually(lambda: len(engine.order) == 6)
+    engine.let_through(100)
+    assert service.finished(urgent.id).items_redone == 0
+
+
+def test_the_reason_of_a_pause_outlives_idle_workers(
+    service: Any, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    """A worker with nothing to do does not say that the other one's disk is fine."""
+
+    def refusing(file: ResultFile, start: int, part: SliceResult) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ResultFile, "write", refusing)
+    service.create(TEXTS)
+    scheduler = service.scheduler(workers=2, retry_s=30.0, idle_poll_s=0.01)
+    eventually(lambda: scheduler.health().paused_reason is not None)
+    for _ in range(20):
+        time.sleep(0.01)  # the idle worker looks around
+        assert "No space left" in str(scheduler.health().paused_reason)
 
 
 def test_the_end_of_a_batch_is_foreseen_by_its_last_slice(service: Any) -> None:
