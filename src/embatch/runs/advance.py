@@ -58,6 +58,8 @@ def advance(
     except RateLimitError as error:
         step.note(polls=claim.batch.polls + 1)
         wait = error.retry_after_s or backoff(claim.batch.polls, context)
+        if error.per_day:  # a wait in seconds is a slip of the service
+            wait = max(wait, MAX_DELAY_S)
         return After(seconds=wait, reason="quota", detail=str(error))
     except ProviderUnavailableError as error:
         step.note(polls=claim.batch.polls + 1)

@@ -1,5 +1,6 @@
 """The end of a run: failures.jsonl, the single file, the manifest, the last change of state."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,11 +11,14 @@ from embatch.datasets.assemble import assemble_npy, assemble_parquet
 from embatch.datasets.manifest import Manifest, PartEntry
 from embatch.datasets.output import OutputPaths, write_failures
 from embatch.datasets.vector_file import part_schema
-from embatch.errors import TransitionRefusedError
+from embatch.errors import EmbatchError, TransitionRefusedError
+from embatch.journal.records import BatchRecord
 from embatch.journal.store import Journal
 from embatch.runs.context import RunContext
 from embatch.runs.planning import open_run_source
 from embatch.types.state import FINAL_BATCH_STATES, FINAL_RUN_STATES, BatchState, RunEvent, RunState
+
+log = logging.getLogger("embatch.runs")
 
 SCRATCH = ("stage", "digest", "copies", "reused")
 """Folders below the work folder that a finished run does not need."""
@@ -67,10 +71,23 @@ def _clear_remains(context: RunContext) -> None:
     """Removes what steps left that died before their end: remote batches, stages, half parts."""
     for batch in context.journal.batches.walk(context.run_id, states=FINAL_BATCH_STATES):
         if batch.label is not None and batch.cleared_at is None:
-            context.provider.discard(batch.remote_name, batch.input_ref)
+            _discard(context, batch)
     for half in context.paths.parts.glob(".part-*.tmp"):
         half.unlink(missing_ok=True)
     clear_work(context.paths.work, everything=False)
+
+
+def _discard(context: RunContext, batch: BatchRecord) -> None:
+    """Removes what the provider holds of a batch. A whole run does not fail for what is left."""
+    try:
+        context.provider.discard(batch.remote_name, batch.input_ref)
+    except EmbatchError as error:
+        log.warning(
+            "batch %d stays at the provider (embatch forget %s removes it): %s",
+            batch.number,
+            batch.run_id,
+            error,
+        )
 
 
 def reopen_manifest(paths: OutputPaths) -> None:

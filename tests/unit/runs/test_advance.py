@@ -17,9 +17,14 @@ from embatch.datasets.output import OutputPaths
 from embatch.datasets.source import open_source
 from embatch.datasets.spool import spool_data
 from embatch.errors import (
+    AuthenticationError,
+    ConfigError,
+    EmbatchError,
     IndeterminateError,
     InvalidRequestError,
     LeaseLostError,
+    NotFoundError,
+    PermissionDeniedError,
     ProviderUnavailableError,
     RateLimitError,
 )
@@ -287,6 +292,69 @@ def test_a_service_that_is_down_is_waited_for_longer_and_longer(replay: Replays)
     assert len(waits) == 12
     assert waits[0] < waits[3] < waits[6]
     assert max(waits) <= 600.0 * 1.2
+
+
+@pytest.mark.parametrize("error", [AuthenticationError, PermissionDeniedError, ConfigError])
+def test_a_submit_that_a_person_must_mend_leaves_no_doubt(
+    replay: Replays, error: type[EmbatchError]
+) -> None:
+    """Nothing was made: once it is mended, the batch is submitted at once and once."""
+    provider = FakeProvider(before_submit=failing(1, error("mend me")))
+    run = replay(provider)
+    run.step()
+    claim = run.claim()
+    assert claim is not None
+    with pytest.raises(error, match="mend me"):
+        advance(claim, run.context)
+    run.journal.leases.release(claim.batch.id, claim.token, next_at=run.clock())
+    assert BatchState.SUBMITTING not in run.states()
+    began = run.clock()
+    run.work()
+    assert run.clock() - began < provider.limits.settle_s
+    assert len(provider.submitted) == 2
+    run.assert_right()
+
+
+def test_an_input_that_the_service_let_go_is_uploaded_again(replay: Replays) -> None:
+    """Under a new label; a person is called when that never ends."""
+    provider = FakeProvider(before_submit=failing(1, NotFoundError("the file is gone")))
+    run = replay(provider)
+    run.work()
+    assert len(provider.submitted) == 2
+    assert sorted(batch.attempt for batch in run.journal.batches.walk(run.context.run_id)) == [1, 2]
+    run.assert_right()
+    never = replay(FakeProvider(before_submit=failing(99, NotFoundError("the file is gone"))))
+    outcomes = never.work()
+    assert isinstance(outcomes[-1], Stuck)
+    assert "lost each time" in outcomes[-1].error
+    assert never.provider.submitted == []
+
+
+def test_an_input_whose_batch_is_held_absent_is_removed(replay: Replays) -> None:
+    """The next attempt brings its own: no file is left at the service."""
+    provider = FakeProvider(before_submit=failing(1, IndeterminateError("lost", label="x")))
+    run = replay(provider)
+    run.work()
+    assert provider._uploads == {}
+    run.assert_right()
+
+
+def test_a_quota_of_the_day_is_not_asked_for_in_seconds(replay: Replays) -> None:
+    """Whatever wait the service names beside it."""
+    error = RateLimitError("the day's quota", retry_after_s=43.0, per_day=True)
+    run = replay(FakeProvider(before_submit=failing(1, error)))
+    waits = [outcome.seconds for outcome in run.work() if isinstance(outcome, After)]
+    assert 43.0 not in waits
+    assert max(waits) >= 600.0
+
+
+def test_a_service_that_asks_for_a_wait_gets_it(replay: Replays) -> None:
+    """An outage with a time in it is waited out."""
+    error = ProviderUnavailableError("down")
+    error.retry_after_s = 77.0
+    run = replay(FakeProvider(before_poll=failing(1, error)))
+    waits = [outcome.seconds for outcome in run.work() if isinstance(outcome, After)]
+    assert 77.0 in waits
 
 
 def test_one_refused_row_is_bisected_out(replay: Replays) -> None:
