@@ -103,6 +103,7 @@ class Scheduler:
         self._workers = workers
         self._threads: list[threading.Thread] = []
         self._sweeping = threading.Lock()
+        self._choosing = threading.Lock()
         self._swept = False
         self._gate = threading.Condition()
         self._calls_to_wake = 0
@@ -189,12 +190,7 @@ class Scheduler:
             calls = self._calls_to_wake
             try:
                 self._sweep()
-                claim = claim_next(
-                    self._store,
-                    slice_items=self._slice_items,
-                    models=self._models,
-                    at_least=self._lowest_priority(),
-                )
+                claim = self._choose()
                 if claim is not None:
                     self._work(claim)
             except Exception as error:  # noqa: BLE001 - the thread's outer edge: kept in health()
@@ -203,6 +199,19 @@ class Scheduler:
             self._paused.pop(threading.get_ident(), None)
             if claim is None:
                 self._rest(calls)
+
+    def _choose(self) -> Claim | None:
+        """The next batch, known to the other workers from the moment it is claimed."""
+        with self._choosing:
+            claim = claim_next(
+                self._store,
+                slice_items=self._slice_items,
+                models=self._models,
+                at_least=self._lowest_priority(),
+            )
+            if claim is not None:
+                self._current[claim.batch.id] = _Underway(claim.batch.priority, self._clock())
+            return claim
 
     def _rest(self, calls: int) -> None:
         """Sleeps until the next look is due or somebody wakes the scheduler."""
@@ -224,7 +233,6 @@ class Scheduler:
 
     def _work(self, claim: Claim) -> None:
         """Computes a batch until it ends or gives way. Raises only what is not its fault."""
-        self._current[claim.batch.id] = _Underway(claim.batch.priority, self._clock())
         with closing(claim), suppress(LeaseLostError):  # lost: cancelled or deleted, all is said
             try:
                 self._compute(claim, self._engine(claim.batch.model))
@@ -267,10 +275,11 @@ class Scheduler:
         claim.release()
 
     def _is_outranked(self, batch: StoredBatch) -> bool:
-        lowest = self._lowest_priority()
-        if lowest is not None and lowest > batch.priority:
-            return True
-        return is_outranked(self._store, batch.priority, models=self._models)
+        with self._choosing:
+            lowest = self._lowest_priority()
+            if lowest is not None and lowest > batch.priority:
+                return True
+            return is_outranked(self._store, batch.priority, models=self._models)
 
     def _adapt(self, rows: int, elapsed_s: float) -> None:
         if self._slice_s is not None:
