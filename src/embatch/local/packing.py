@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH_MULTIPLE = 8
+WIDTH_MULTIPLE = 16
 """Batches are padded to a multiple of so many tokens: fewer shapes, fewer compiled kernels."""
 
 
