@@ -122,13 +122,15 @@ class Job:
             check=False,
         )
 
-    def run(self, *, items: int = BATCH_ITEMS, **killing: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *, items: int = BATCH_ITEMS, no_wait: bool = False, **killing: str
+    ) -> subprocess.CompletedProcess[str]:
         """The run, begun or taken up again."""
         pace = ["--poll-interval", "0.1", "--settle", str(SETTLE_S)]
         sizes = ["--max-batch-items", str(items)]
         return self.type(
             *("run", "texts.jsonl", "-o", "out", *self.space(), *sizes, *pace),
-            *("--log-format", "text", "--json"),
+            *("--log-format", "text", "--json", *(["--no-wait"] if no_wait else [])),
             **killing,
         )
 
@@ -371,3 +373,25 @@ def test_what_cannot_be_removed_fails_no_run(begin: Any) -> None:
     forgotten = job.type("forget", "out", "--yes")
     assert forgotten.returncode == 0, forgotten.stderr
     job.check_nothing_left()
+
+
+@pytest.mark.parametrize("ends", ["completed", "cancelled", "partial"])
+def test_a_run_cancelled_and_resumed_keeps_what_it_paid_for(begin: Any, ends: str) -> None:
+    """Jobs that complete in spite of it, or end with some of their rows, are read all the same."""
+    job = begin()
+    if ends == "completed":
+        job.fault("cancel_ignored")
+    elif ends == "partial":
+        job.fault("cancel_partial", share=0.5)
+    job.fault("job_stuck")
+    submitted = job.run(no_wait=True)
+    assert submitted.returncode == 0, submitted.stderr[-3000:]
+    assert len(job.cloud.jobs()) == 8
+    assert job.type("cancel", "out").returncode == 0
+    job.cloud.clear_faults("job_stuck")
+    job.finish()
+    job.check_output()
+    job.check_bill()
+    job.check_nothing_left()
+    created = {"completed": 8, "cancelled": 16, "partial": 16}
+    assert len(job.cloud.bill().jobs_created) == created[ends]

@@ -24,6 +24,15 @@ from embatch.types.state import (
 
 PAGE_ROWS = 500
 
+_RESET = (
+    BatchState.UPLOADED,
+    BatchState.SUBMITTED,
+    BatchState.FAILED,
+    BatchState.EXPIRED,
+    BatchState.CANCELLED,
+)
+"""States in which a batch waits for what a person has mended by resuming its run."""
+
 
 class BatchTable:
     """The batches of all runs."""
@@ -97,9 +106,9 @@ class BatchTable:
                 )
 
     def reset_attempts(self, run_id: str, *, now: float) -> None:
-        """Gives batches that stopped a run their attempts back, now that a person resumes it."""
+        """Gives batches of a run that stopped their attempts back, now that a person resumes it."""
         table = batches_table.c
-        stopped = [BatchState.FAILED.value, BatchState.EXPIRED.value, BatchState.CANCELLED.value]
+        stopped = [state.value for state in _RESET]
         with self._database.write() as connection:
             connection.execute(
                 update(batches_table)

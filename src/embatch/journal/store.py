@@ -146,8 +146,8 @@ class Journal:
     ) -> RunRecord:
         """Moves a run from `expected` by `event`; TransitionRefusedError if it stands elsewhere.
 
-        With `token` only under that planning lease. Cancelling voids every lease of the run and
-        cancels its unfinished batches in the same transaction.
+        With `token` only under that planning lease. Cancelling voids the planning lease, and
+        cancels the batches that are not submitted, leases and all, in the same transaction.
         """
         target = next_run_state(expected, event)
         guard = [runs_table.c.id == run_id, runs_table.c.state == expected.value]

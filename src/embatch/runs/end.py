@@ -26,7 +26,8 @@ def cancel_run(
 ) -> None:
     """Stops a run: nothing new is sent, what is at the provider is asked to stop.
 
-    What is written stays. `open_provider` is called only when something must be stopped there.
+    What is written stays, and what is at the provider stays known: it may complete all the same,
+    and is paid for then. `open_provider` is called only when something must be stopped there.
     """
     run = journal.get_run(run_id)
     if run.state in FINAL_RUN_STATES and run.state is not RunState.CANCELLED:
@@ -37,7 +38,7 @@ def cancel_run(
         )
     remote = [
         batch
-        for batch in journal.batches.walk(run.id, states=[BatchState.CANCELLED])
+        for batch in journal.batches.walk(run.id, states=[BatchState.SUBMITTED])
         if batch.remote_name is not None and batch.cleared_at is None
     ]
     if remote:

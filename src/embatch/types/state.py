@@ -112,7 +112,6 @@ BATCH_TRANSITIONS: Final[dict[tuple[BatchState, BatchEvent], BatchState]] = {
     (_S.PLANNED, _E.RUN_CANCELLED): _S.CANCELLED,
     (_S.UPLOADING, _E.RUN_CANCELLED): _S.CANCELLED,
     (_S.UPLOADED, _E.RUN_CANCELLED): _S.CANCELLED,
-    (_S.SUBMITTED, _E.RUN_CANCELLED): _S.CANCELLED,
 }
 """The one table of batch transitions. The database refuses any other change of state."""
 
