@@ -20,11 +20,15 @@ from embatch.testing import FakeEngine
 from embatch.testing.cloud import spoil
 from embatch.testing.cloud.dialects import GeminiFile, GeminiInline
 from embatch.testing.cloud.faults import Fault, FaultKind
-from embatch.testing.cloud.spoil import RowAtHand, Spoiler
+from embatch.testing.cloud.spoil import Spoiler
 from embatch.types.results import Matrix
 from embatch.vectors import truncate
 
-_BLOCK_ROWS: Final = 1024
+_BLOCK_VALUES: Final = 1 << 20
+"""Numbers of the vectors that are held at a time: rows out of order are dear in small blocks."""
+_MOST_BLOCK_ROWS: Final = 8192
+_SPELLED_ROWS: Final = 128
+"""Few, so that no other thread waits long while they are spelled out."""
 _OTHERS_LOOKED_AT: Final = 100
 """Batches among which keys of another one are looked for."""
 _K = FaultKind
@@ -74,10 +78,9 @@ class SimulatedResults(Results):
         with closing(StoredRows(self._store, self._batch, texts=needs_texts)) as rows:
             ring = self._ring(rows)
             order = self._order()
-            for start in range(0, len(order), _BLOCK_ROWS):
-                if self._stopping():
-                    raise StoppedError
-                yield from self._block(rows, order[start : start + _BLOCK_ROWS], ring)
+            size = max(1, min(_MOST_BLOCK_ROWS, _BLOCK_VALUES // self._batch.dims))
+            for start in range(0, len(order), size):
+                yield from self._block(rows, order[start : start + size], ring)
         yield from self._uninvited()
 
     def _order(self) -> NDArray[np.int64]:
@@ -92,10 +95,10 @@ class SimulatedResults(Results):
         if not self._spoiler.has(_K.SWAP_VALUES):
             return {}
         taken = [
-            row.index
-            for start in range(0, self._served, _BLOCK_ROWS)
-            for row in rows.at(np.arange(start, min(start + _BLOCK_ROWS, self._served)))
-            if self._spoiler.taken(_K.SWAP_VALUES, _at_hand(row)) and self._error(row) is None
+            row.at.index
+            for start in range(0, self._served, _MOST_BLOCK_ROWS)
+            for row in rows.at(np.arange(start, min(start + _MOST_BLOCK_ROWS, self._served)))
+            if self._spoiler.taken(_K.SWAP_VALUES, row.at) and self._error(row) is None
         ]
         self._spoiler.seen.clear()
         return dict(zip(taken, taken[1:] + taken[:1], strict=True))
@@ -106,16 +109,16 @@ class SimulatedResults(Results):
         read = rows.at(indices)
         errors = [self._error(row) for row in read]
         good = [row for row, error in zip(read, errors, strict=True) if error is None]
-        sources = np.array([ring.get(row.index, row.index) for row in good], dtype=np.int64)
+        sources = np.array([ring.get(row.at.index, row.at.index) for row in good], dtype=np.int64)
         spelled = self._spelled(rows.vectors(sources), good)
         self._succeeded += len(good)
         self._failed += len(read) - len(good)
         for row, error in zip(read, errors, strict=True):
-            values = b"" if error is not None else spelled[row.index]
+            values = b"" if error is not None else spelled[row.at.index]
             yield from self._copies(rows, row, error, values)
 
     def _error(self, row: StoredRow) -> dict[str, Any] | None:
-        if row.index >= self._served:
+        if row.at.index >= self._served:
             return spoil.status_of(1, None, details=False)
         if row.error is not None:
             code, message = status_of(row.error, empty=row.empty)
@@ -123,7 +126,7 @@ class SimulatedResults(Results):
         if row.truncated and self._spoiler.has(_K.OVER_LONG_REFUSED):
             message = "The input is longer than the model reads."
             return spoil.status_of(3, message, details=False)
-        fault = self._spoiler.row_error(_at_hand(row)) if self._spoiler.touches_rows else None
+        fault = self._spoiler.row_error(row.at) if self._spoiler.touches_rows else None
         if fault is None:
             return None
         code, message = int(fault.arg("code")), fault.arg("message")
@@ -136,16 +139,21 @@ class SimulatedResults(Results):
         wanted = np.array([held if whole else row.dims for row in rows], dtype=np.int64)
         spelled: dict[int, bytes] = {}
         for dims in np.unique(wanted).tolist():
-            places = np.flatnonzero(wanted == dims)
-            cut = vectors[places] if dims == held else truncate(vectors[places], dims)
-            for place, values in zip(places.tolist(), spell(cut), strict=True):
-                spelled[rows[place].index] = self._spoiled(rows[place], b"[" + values + b"]")
+            all_places = np.flatnonzero(wanted == dims)
+            for start in range(0, len(all_places), _SPELLED_ROWS):
+                if self._stopping():
+                    raise StoppedError
+                places = all_places[start : start + _SPELLED_ROWS]
+                cut = vectors[places] if dims == held else truncate(vectors[places], dims)
+                for place, values in zip(places.tolist(), spell(cut), strict=True):
+                    row = rows[place]
+                    spelled[row.at.index] = self._spoiled(row, b"[" + values + b"]")
         return spelled
 
     def _spoiled(self, row: StoredRow, values: bytes) -> bytes:
         if not self._spoiler.touches_values:
             return values
-        return self._spoiler.spoil_values(values, _at_hand(row))
+        return self._spoiler.spoil_values(values, row.at)
 
     def _copies(
         self, rows: StoredRows, row: StoredRow, error: dict[str, Any] | None, values: bytes
@@ -157,10 +165,10 @@ class SimulatedResults(Results):
         def twin() -> bytes:
             if error is not None:
                 return self._line(row, error, values)
-            other = truncate(-rows.vectors(np.array([row.index])), row.dims)
+            other = truncate(-rows.vectors(np.array([row.at.index])), row.dims)
             return self._line(row, error, b"[" + spell(other)[0] + b"]")
 
-        yield from self._spoiler.copies(_at_hand(row), lambda: self._line(row, error, values), twin)
+        yield from self._spoiler.copies(row.at, lambda: self._line(row, error, values), twin)
 
     def _line(self, row: StoredRow, error: dict[str, Any] | None, values: bytes) -> bytes:
         spoiler = self._spoiler
@@ -168,12 +176,12 @@ class SimulatedResults(Results):
         if error is not None:
             body = self._dialect.failure({}, error)
         else:
-            gone = spoiler.taken(_K.NULL_VECTOR, _at_hand(row)) if spoiler.touches_rows else None
+            gone = spoiler.taken(_K.NULL_VECTOR, row.at) if spoiler.touches_rows else None
             tokens = None if spoiler.tokenless else row.tokens
             shape = gone.arg("shape") if gone else None
             body = self._dialect.success({}, values, tokens, shape, row.truncated)
         # The order of fields varies, as it does on the wire.
-        members = (echo, body) if row.index % 2 == 0 else (body, echo)
+        members = (echo, body) if row.at.index % 2 == 0 else (body, echo)
         return b"{" + b",".join(member for member in members if member) + b"}"
 
     def _uninvited(self) -> Iterator[bytes]:
@@ -203,7 +211,3 @@ class SimulatedResults(Results):
             if found and all(found):
                 return found
         return [self._echo(f"0123456789ab:{n}") for n in range(count)]
-
-
-def _at_hand(row: StoredRow) -> RowAtHand:
-    return RowAtHand(row.index, row.text, row.digest)

@@ -1,7 +1,6 @@
 """Rows of a computed batch in any order: what was asked, and what came of it."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -13,29 +12,24 @@ from embatch.server.intake import DIMS_COLUMN, ECHO_COLUMN, EMPTY_COLUMN
 from embatch.service.batch import StoredBatch
 from embatch.service.files import FLOAT_BYTES, REQUESTS_FILE, RESULTS_FILE, ROW, TEXT_COLUMN
 from embatch.service.store import BatchStore
+from embatch.testing.cloud.spoil import RowAtHand
 from embatch.types.embedding import RowError
 from embatch.types.results import Matrix
 
 
-@dataclass(kw_only=True)
+@dataclass(slots=True)
 class StoredRow:
     """One row."""
 
-    index: int
+    at: RowAtHand
+    """Its number; its text and that one's SHA-256 where texts are read."""
     echo: bytes
     """Members that come back with its result."""
     dims: int
     empty: bool
-    text: str
-    """"" where texts are not read."""
     tokens: int = 0
     truncated: bool = False
     error: RowError | None = None
-
-    @cached_property
-    def digest(self) -> bytes:
-        """SHA-256 of the text."""
-        return sha256(self.text.encode("utf-8", "surrogatepass")).digest()
 
 
 class StoredRows:
@@ -71,23 +65,22 @@ class StoredRows:
 
     def at(self, indices: NDArray[np.int64]) -> list[StoredRow]:
         """The rows of these numbers, in their order."""
-        rows: list[StoredRow | None] = [None] * len(indices)
+        rows: list[Any] = [None] * len(indices)
         blocks = np.searchsorted(self._ends, indices, side="right")
         for number in np.unique(blocks).tolist():
             places = np.flatnonzero(blocks == number)
             block = self._reader.get_batch(number)
             first = self._ends[number] - block.num_rows
             taken = block.take(pa.array(indices[places] - first)).to_pydict()
-            texts = taken.get(TEXT_COLUMN) or [""] * len(places)
+            numbers = indices[places].tolist()
             listed = zip(
-                places.tolist(), indices[places].tolist(), taken[ECHO_COLUMN], taken[DIMS_COLUMN],
-                taken[EMPTY_COLUMN], texts, strict=True,
+                places.tolist(), _at_hand(numbers, taken.get(TEXT_COLUMN)), taken[ECHO_COLUMN],
+                taken[DIMS_COLUMN], taken[EMPTY_COLUMN], strict=True,
             )  # fmt: skip
-            for place, index, echo, dims, empty, text in listed:
-                rows[place] = StoredRow(index=index, echo=echo, dims=dims, empty=empty, text=text)
-        made = [row for row in rows if row is not None]
-        self._add_results(made, indices)
-        return made
+            for place, at, echo, dims, empty in listed:
+                rows[place] = StoredRow(at, echo, dims, empty)
+        self._add_results(rows, indices)
+        return rows
 
     def _add_results(self, rows: list[StoredRow], indices: NDArray[np.int64]) -> None:
         done = np.flatnonzero(indices < self._batch.rows_done)
@@ -97,7 +90,7 @@ class StoredRows:
         ):
             row = rows[place]
             row.tokens, row.truncated = tokens, truncated
-            row.error = self._errors.get(row.index)
+            row.error = self._errors.get(row.at.index)
 
     def vectors(self, indices: NDArray[np.int64]) -> Matrix:
         """The vectors of rows that are done, `[n, dims]`."""
@@ -107,3 +100,12 @@ class StoredRows:
     def close(self) -> None:
         """Lets go of the files."""
         self._source.close()
+
+
+def _at_hand(numbers: list[int], texts: list[str] | None) -> list[RowAtHand]:
+    if texts is None:
+        return [RowAtHand(number, "", b"") for number in numbers]
+    return [
+        RowAtHand(number, text, sha256(text.encode("utf-8", "surrogatepass")).digest())
+        for number, text in zip(numbers, texts, strict=True)
+    ]
