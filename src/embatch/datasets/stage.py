@@ -158,14 +158,16 @@ class CopySpool:
             self._waiting = []
         return self.runs
 
-    def merge(self, max_rows: int, *, skip_rows: int = 0) -> Iterator[pa.Table]:
+    def merge(
+        self, max_rows: int, *, skip_rows: int = 0, scratch: str = "merge"
+    ) -> Iterator[pa.Table]:
         """All rows, by owner, in groups of at most `max_rows`; each group is sorted by row.
 
         `skip_rows` leaves out the first ones: as many as were taken before, whatever the size of
-        the groups was then.
+        the groups was then. `scratch` names a file for this merge alone.
         """
         runs = [self._run(number) for number in range(self.runs)]
-        owners = _Owners.gather(self._folder / "owners.bin", runs)
+        owners = _Owners.gather(self._folder / f"owners-{scratch}.bin", runs)
         try:
             done = owners.after(owners.starts, skip_rows)
             while (done < owners.ends).any():

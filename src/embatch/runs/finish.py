@@ -20,7 +20,7 @@ from embatch.types.state import FINAL_BATCH_STATES, FINAL_RUN_STATES, BatchState
 
 log = logging.getLogger("embatch.runs")
 
-SCRATCH = ("stage", "digest", "copies", "reused")
+SCRATCH = ("stage", "digest-*", "spool-*")
 """Folders below the work folder that a finished run does not need."""
 
 
@@ -105,8 +105,9 @@ def tidy_output(paths: OutputPaths) -> None:
 
 def clear_work(work: Path, *, everything: bool) -> None:
     """Removes what only a running run needs; `everything` also the texts kept for `retry`."""
-    for name in SCRATCH:
-        shutil.rmtree(work / name, ignore_errors=True)
+    for pattern in SCRATCH:
+        for folder in work.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
     if everything:
         shutil.rmtree(work, ignore_errors=True)
 

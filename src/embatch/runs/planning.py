@@ -43,6 +43,11 @@ class Plan:
     """Where planning stands, as the journal keeps it."""
 
     phase: Phase = "digest"
+    digest: str = ""
+    """Folder of the digest, below the work folder. Each planner writes into folders of its own:
+    one whose lease ran out while it slept can spoil nothing."""
+    spool: str = ""
+    """Folder of the rows with a vector elsewhere."""
     position: dict[str, int] | None = None
     """Where the source is read on."""
     runs: dict[str, int] = field(default_factory=dict)
@@ -109,9 +114,6 @@ class _Stopped(Exception):  # noqa: N818 - no error: a person or a timeout asked
 
 
 def _digest(context: RunContext, token: str, stopping: Callable[[], bool]) -> None:
-    # A planner whose lease ran out may still write: each has a folder of its own.
-    for old_folder in context.paths.work.glob("digest*"):
-        shutil.rmtree(old_folder, ignore_errors=True)
     folder = context.paths.work / f"digest-{token}"
     context.checkpoint("plan.digest")
     reuse = context.config.reuse
@@ -125,12 +127,17 @@ def _digest(context: RunContext, token: str, stopping: Callable[[], bool]) -> No
         digest = read_digest(open_run_source(context), folder, reuse=old, on_progress=look_up)
     except _Stopped:
         return
-    if stopping():
-        return
-    folder.rename(context.paths.work / "digest")
     context.checkpoint("plan.digested")
     context.journal.update_run(context.run_id, now=context.now(), rows=digest.rows)
-    _save(context, token, Plan(phase="stage"))
+    _save(context, token, Plan(phase="stage", digest=folder.name))
+    _sweep(context, "digest-*", folder.name)
+
+
+def _sweep(context: RunContext, pattern: str, kept: str) -> None:
+    """Removes the folders of planners that did not come to their end."""
+    for folder in context.paths.work.glob(pattern):
+        if folder.name != kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def batch_limits(context: RunContext) -> Limits:
@@ -146,7 +153,7 @@ def batch_limits(context: RunContext) -> Limits:
 def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> None:
     plan = Plan.of(context)
     source = open_run_source(context)
-    chooser = _chooser(context)
+    chooser = _chooser(context, plan)
     cutter = Cutter(batch_limits(context))
     empties: list[Failure] = []
     places: list[Position] = []
@@ -169,7 +176,7 @@ def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> Non
     for cut in cutter.rest():
         plan = _stage_cut(context, token, plan, cut, end, empties)
         empties = []
-    digest = Digest.load(context.paths.work / "digest")
+    digest = Digest.load(context.paths.work / plan.digest)
     phase: Phase = "copies" if digest.copy_rows or digest.reused_rows else "merge"
     _save(context, token, replace(plan, phase=phase, position=None), failures=empties)
     context.checkpoint("plan.staged")
@@ -214,7 +221,9 @@ def _stage_cut(
 
 def _gather_copies(context: RunContext, token: str, stopping: Callable[[], bool]) -> None:
     plan = Plan.of(context)
-    chooser = _chooser(context)
+    if plan.spool != f"spool-{token}":  # another planner's, who may still write: start anew
+        plan = replace(plan, spool=f"spool-{token}", runs={}, position=None)
+    chooser = _chooser(context, plan)
     spools = {kind: _spool(context, plan, kind) for kind in ELSEWHERE}
 
     def flushed(position: Position | None) -> Plan:
@@ -236,14 +245,15 @@ def _gather_copies(context: RunContext, token: str, stopping: Callable[[], bool]
             if stopping():
                 return
     _save(context, token, replace(flushed(None), phase="merge"))
+    _sweep(context, "spool-*", plan.spool)
 
 
 def _merge_copies(context: RunContext, token: str, stopping: Callable[[], bool]) -> None:
     plan = Plan.of(context)
     items = batch_limits(context).max_batch_items
-    for kind in ELSEWHERE:
+    for kind in ELSEWHERE if plan.spool else ():
         spool = _spool(context, plan, kind)
-        for group in spool.merge(items, skip_rows=plan.taken.get(kind, 0)):
+        for group in spool.merge(items, skip_rows=plan.taken.get(kind, 0), scratch=token):
             first = plan.taken.get(kind, 0)
             batch = _stage_group(context, token, kind, first, group)
             plan = replace(plan, taken={**plan.taken, kind: first + group.num_rows})
@@ -276,15 +286,15 @@ def _stage_group(
 
 
 def _spool(context: RunContext, plan: Plan, kind: Elsewhere) -> CopySpool:
-    return CopySpool(context.paths.work / kind, runs=plan.runs.get(kind, 0))
+    return CopySpool(context.paths.work / plan.spool / kind, runs=plan.runs.get(kind, 0))
 
 
-def _chooser(context: RunContext) -> Chooser:
-    digest = Digest.load(context.paths.work / "digest")
-    return Chooser(digest, context.config.keep, _rows_in_parts(context, digest.rows))
+def _chooser(context: RunContext, plan: Plan) -> Chooser:
+    digest = Digest.load(context.paths.work / plan.digest)
+    return Chooser(digest, context.config.keep, _rows_in_parts(context, digest))
 
 
-def _rows_in_parts(context: RunContext, rows: int) -> NDArray[np.bool_] | None:
+def _rows_in_parts(context: RunContext, digest: Digest) -> NDArray[np.bool_] | None:
     """Which rows adopted parts hold already; None when no part was there before planning."""
     adopted = [
         batch
@@ -293,8 +303,9 @@ def _rows_in_parts(context: RunContext, rows: int) -> NDArray[np.bool_] | None:
     ]
     if not adopted:
         return None
-    path = context.paths.work / "digest" / "adopted.bool"
-    done = np.memmap(path, dtype=np.bool_, mode="w+", shape=(rows,))
+    done = np.memmap(
+        digest.folder / "adopted.bool", dtype=np.bool_, mode="w+", shape=(digest.rows,)
+    )
     for batch in adopted:
         done[part_rows(context.paths.parts / str(batch.part))] = True
     return done

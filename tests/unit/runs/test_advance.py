@@ -198,26 +198,29 @@ def test_a_lost_lease_ends_a_long_step_midway(replay: Replays) -> None:
     run.assert_right()
 
 
-def test_an_expired_planner_cannot_touch_its_successors_digest(tmp_path: Path) -> None:
-    """It wakes after its lease ran out, finds that out, and leaves the digest as it stands."""
-    run = Replay(tmp_path, FakeProvider(), ["a", "b", "a"], planned=False)
-    leases, run_id = run.journal.leases, run.context.run_id
-    sleeper = leases.claim_planning(run_id, owner="sleeper", lease_s=-1)
+@pytest.mark.parametrize("phase", ["digest", "copies"])
+def test_an_expired_planner_cannot_touch_its_successors_work(tmp_path: Path, phase: str) -> None:
+    """It sleeps in the middle of a phase, wakes when another has done it, and spoils nothing."""
+    texts = [f"text {n % 20}" for n in range(30)]
+    run = Replay(tmp_path, FakeProvider(), texts, planned=False)
+    while (run.context.run().plan or {"phase": "digest"})["phase"] != phase:
+        run.plan_once()
+    sleeper = run.journal.leases.claim_planning(run.context.run_id, owner="sleeper", lease_s=-1)
     assert sleeper is not None
-    woken = iter([False])
+    slept: list[str] = []
 
-    def stopping() -> bool:
-        if next(woken, True):
-            if run.context.run().plan is None:
-                run.plan_once()
-            return True
-        return False
+    def sleep(name: str) -> None:
+        if not slept:
+            slept.append(name)
+            run.plan_once()  # the successor, in the same phase
+            assert run.context.run().plan["phase"] != phase
 
-    advance_planning(run.context, sleeper, stopping)
+    with pytest.raises(LeaseLostError):
+        advance_planning(replace(run.context, checkpoint=sleep), sleeper, lambda: False)
+    assert slept == [{"digest": "plan.digest", "copies": "copies.written"}[phase]]
     run.plan()
     run.work()
     run.assert_right()
-    assert not list(run.context.paths.work.glob("digest-*"))
     run.journal.close()
 
 
