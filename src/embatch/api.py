@@ -255,7 +255,8 @@ def submit(
     `data` is a path or glob, a sequence of them as `Path`s, an iterable of texts or of
     `(key, text)`, an Arrow table or a DataFrame; what has no file is kept as one in the output.
     `options` are the operational settings of `RunConfig`: `max_batch_items`, `max_batch_tokens`,
-    `poll_interval_s`, `too_long` ("send", "cut" or "fail") and `alert_below_pct`.
+    `poll_interval_s`, `too_long` ("send", "cut" or "fail"), `settle_s`, `staging` and
+    `alert_below_pct`. `provider` is "local", "gemini" or "vertex".
 
     Raises InvalidRequestError for arguments or an output that do not fit, InputError for data
     that cannot be read, SpaceMismatchError when `out` holds vectors of another space.
