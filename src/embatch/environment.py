@@ -120,6 +120,12 @@ class Environment:
                 )
             self._locks[run_id] = lock
 
+    def release(self, run_id: str) -> None:
+        """Lets go of a run's output: nothing in this process works on it any more."""
+        with self._opening:
+            if (lock := self._locks.pop(run_id, None)) is not None:
+                lock.close()
+
     def close_providers(self) -> None:
         """Ends what the providers do in this process; the journal stays open."""
         with self._opening:

@@ -39,7 +39,12 @@ def work_all(session: Session, environment: "Environment", *, once: bool) -> Exi
 
     session.note(f"working every run of {environment.settings.journal}; Ctrl-C stops")
     with Interrupts(session.err) as interrupts:
-        executor = ThreadExecutor(journal, environment.context, clock=environment.hooks.clock)
+        executor = ThreadExecutor(
+            journal,
+            environment.context,
+            close_context=environment.release,
+            clock=environment.hooks.clock,
+        )
         executor.work(until=over, poll_s=LOOK_EVERY_S)
         environment.close_providers()
     look()

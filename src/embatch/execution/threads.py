@@ -5,6 +5,7 @@ import math
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +30,8 @@ LEASE_S = 60.0
 """A step that is silent for so long is taken over by others."""
 IDLE_S = 0.5
 """Longest sleep of a thread with nothing to do: other processes may have made work."""
+UNWORKABLE_S = 30.0
+"""A run that this process cannot work is looked at again after so long."""
 WORKING_STATES = (RunState.PLANNING, RunState.RUNNING)
 
 _Work = Callable[[HeldLease], Outcome | None]
@@ -54,6 +57,7 @@ class ThreadExecutor:
         journal: Journal,
         open_context: Callable[[RunRecord], RunContext],
         *,
+        close_context: Callable[[str], None] = lambda _: None,
         threads: int = 3,
         planning_only: bool = False,
         clock: Callable[[], float] = time.time,
@@ -64,9 +68,11 @@ class ThreadExecutor:
         self._owner = owner_identity()
         self._threads = threads
         self._planning_only = planning_only
+        self._close_context = close_context
         self._contexts: dict[str, RunContext] = {}
-        self._unworkable: set[str] = set()
-        self._opening = threading.Lock()
+        self._unworkable: dict[str, float] = {}
+        self._busy: Counter[str] = Counter()
+        self._counting = threading.Lock()
         self._keeper = LeaseKeeper(journal.leases, lease_s=LEASE_S)
         self._planned_here: set[str] = set()
         self._looking = threading.Lock()
@@ -136,24 +142,41 @@ class ThreadExecutor:
             self._wake.clear()
             runs = self._journal.list_runs(states=WORKING_STATES)
             wanted = [run for run in runs if run_ids is None or run.id in run_ids]
+            self._let_go({run.id for run in wanted})
+            workable: list[RunRecord] = []
             for run in sorted(wanted, key=lambda run: (-run.priority, run.created_at)):
                 try:
-                    found = self._find(run, alone=run_ids is not None)
+                    context = self._context(run, alone=run_ids is not None)
+                    if context is None:
+                        continue
+                    found = self._find(run, context)
                 except JournalError:
                     raise  # says nothing about the run
                 except Exception as error:  # noqa: BLE001 - it is recorded in the run
                     self._fail(run, error)
                     continue
                 if found is not None:
+                    self._count(run.id, 1)
                     return found
-            self._rest(wanted)
+                workable.append(run)
+            self._rest(workable)
         return None
 
-    def _find(self, run: RunRecord, *, alone: bool) -> _Found | None:
-        context = self._context(run, alone=alone)
-        if context is None:
-            return None
-        if run.state is RunState.PLANNING and (token := self._lease_planning(run.id)):
+    def _count(self, run_id: str, steps: int) -> None:
+        with self._counting:
+            self._busy[run_id] += steps
+
+    def _let_go(self, working: set[str]) -> None:
+        """Closes what was open for runs that have ended and have no step in hand."""
+        for run_id in self._contexts.keys() - working:
+            if not self._busy[run_id]:
+                del self._contexts[run_id], self._busy[run_id]
+                self._close_context(run_id)
+
+    def _find(self, run: RunRecord, context: RunContext) -> _Found | None:
+        free = len(self._planned_here) < max(1, self._threads - 1)  # one stays for batches
+        planning = run.state is RunState.PLANNING and free
+        if planning and (token := self._lease_planning(run.id)):
             return self._planning_step(run, token, partial(self._plan, context))
         if self._planning_only:
             return None
@@ -185,20 +208,26 @@ class ThreadExecutor:
     def _take(self, found: _Found) -> None:
         """Takes a step. What it meets is written into its run, unless it says nothing of it."""
         outcome = None
-        with self._keeper.hold(found.token) as lease:
-            try:
-                outcome = found.work(lease)
-            except (LeaseLostError, TransitionRefusedError):
-                log.info("run %s: another process took over a step", found.run.id)
-            except JournalError:
-                raise
-            except Exception as error:  # noqa: BLE001 - a step's outer edge: it is recorded
-                self._keeper.renew()
-                if lease.is_held():
-                    self._fail(found.run, error)
-            finally:
-                found.give_back(outcome)
-        self._wake.set()
+        try:
+            with self._keeper.hold(found.token) as lease:
+                outcome = self._taken(found, lease)
+        finally:
+            found.give_back(outcome)
+            self._count(found.run.id, -1)
+            self._wake.set()
+
+    def _taken(self, found: _Found, lease: HeldLease) -> Outcome | None:
+        try:
+            return found.work(lease)
+        except (LeaseLostError, TransitionRefusedError):
+            log.info("run %s: another process took over a step", found.run.id)
+        except JournalError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a step's outer edge: it is recorded
+            self._keeper.renew()
+            if lease.is_held():
+                self._fail(found.run, error)
+        return None
 
     def _fail(self, run: RunRecord, error: Exception) -> None:
         """Ends a run with the error of its step."""
@@ -231,7 +260,9 @@ class ThreadExecutor:
         advance_planning(context, lease.token, stopping)
 
     def _finish(self, context: RunContext, lease: HeldLease) -> None:
-        if context.run().state is RunState.RUNNING:
+        if context.run().state is RunState.RUNNING and not self._journal.leases.has_steps(
+            context.run_id
+        ):
             finish_run(context, lease.token)
 
     def _advance(self, claim: Claim, context: RunContext, lease: HeldLease) -> Outcome:
@@ -279,17 +310,18 @@ class ThreadExecutor:
 
         Raises instead when the run was asked for by name.
         """
-        with self._opening:
-            if run.id in self._unworkable:
-                return None
-            context = self._contexts.get(run.id)
-            if context is None or context.config != RunConfig.from_json(run.config):
-                try:
-                    self._contexts[run.id] = self._open_context(run)
-                except EmbatchError as error:
-                    if alone:
-                        raise
-                    self._unworkable.add(run.id)
+        now = self._clock()
+        if self._unworkable.get(run.id, now) > now:
+            return None
+        context = self._contexts.get(run.id)
+        if context is None or context.config != RunConfig.from_json(run.config):
+            try:
+                context = self._contexts[run.id] = self._open_context(run)
+            except EmbatchError as error:
+                if alone:
+                    raise
+                if run.id not in self._unworkable:
                     log.warning("run %s is left to other processes: %s", run.id, error)
-                    return None
-            return self._contexts[run.id]
+                self._unworkable[run.id] = now + UNWORKABLE_S
+                return None
+        return context
