@@ -199,7 +199,10 @@ def test_forget_asks_first(shell) -> None:
     """Without --yes a no, or no answer, keeps the run."""
     write_texts(shell, 5)
     run_id = shell.type("run", "in.jsonl", "-o", "out", "--json").json["id"]
-    assert shell.type("forget", run_id, stdin="n\n").code != 0
+    for answer in ("n\n", ""):
+        refused = shell.type("forget", run_id, stdin=answer)
+        assert refused.code == 2
+        assert "--yes" in refused.err
     assert shell.type("status", run_id).code == 0
     assert shell.type("forget", run_id, stdin="y\n").code == 0
     assert shell.type("status", run_id).code == 2

@@ -11,7 +11,10 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None, *, hooks: "Hooks | None" = None) -> int:
     """Runs one command and gives its exit code. `hooks` is what tests put in place of things."""
-    from embatch.cli.app import app
-    from embatch.cli.session import Session
+    try:
+        from embatch.cli.app import app
+        from embatch.cli.session import Session
 
-    return Session(hooks).run(app, argv)
+        return Session(hooks).run(app, argv)
+    except KeyboardInterrupt:  # before the command could say what to do with it
+        return 130

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from embatch.cli import figures, options
 from embatch.cli.session import Session, find_run
+from embatch.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from embatch.journal.records import Failure
@@ -181,12 +182,17 @@ def forget(
     with session.environment() as environment:
         record = find_run(environment, run)
         if not yes:
-            typer.confirm(
-                f"Forget run {record.id}, its history and the texts kept for retry? "
-                f"The vectors in {record.out} stay.",
-                abort=True,
-                err=True,
-            )
+            try:
+                typer.confirm(
+                    f"Forget run {record.id}, its history and the texts kept for retry? "
+                    f"The vectors in {record.out} stay.",
+                    abort=True,
+                    err=True,
+                )
+            except typer.Abort:
+                raise InvalidRequestError(
+                    f"run {record.id} is not forgotten: answer y, or type it with --yes"
+                ) from None
         Run(environment, record.id).forget()
     if session.as_json:
         session.emit({"forgotten": record.id, "out": record.out})

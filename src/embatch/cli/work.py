@@ -130,8 +130,8 @@ def _report_complete(session: Session, status: "RunStatus") -> None:
     session.say(f"{vectors} of {status.dims} dims in {status.out}, {took}", style="green")
     if status.truncated:
         session.say(
-            f"{figures.counted(status.truncated, 'text')} longer than the model reads "
-            "were cut at its limit"
+            f"{figures.counted(status.truncated, 'text')} longer than the model reads: "
+            "cut at its limit"
         )
     if status.failed:
         rows = figures.counted(status.failed, "row")

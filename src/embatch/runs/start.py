@@ -135,7 +135,7 @@ def _claim_output(paths: OutputPaths, wanted: Manifest) -> Manifest:
     if (difference := standing.space.difference(wanted.space)) is not None:
         raise SpaceMismatchError(
             f"{paths.out} holds vectors of another space: {difference} "
-            "(there is what this command asks for); use another output"
+            "(here is in the output, there what this command asks for); use another output"
         )
     if (difference := standing.difference(wanted)) is not None:
         raise InvalidRequestError(
