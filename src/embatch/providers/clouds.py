@@ -143,7 +143,7 @@ class CloudProvider:
         return batch_limits(service_limits(self.name, model), model, settle_s=self._settle_s)
 
     def submit(self, input_ref: str, label: str, *, items: int, priority: int) -> RemoteBatch:
-        """Creates the batch by one request that is never sent twice."""
+        """Creates the batch by one request, sent again only where a token was refused."""
         new = NewFileBatch(
             path=Path(),
             remote=input_ref,
@@ -299,6 +299,7 @@ class _Keys:
         self._by_text: dict[str, list[int]] | None = None
 
     def of_block(self, block: ResultBlock) -> Flow[ResultBlock]:
+        """The block under wire keys. Errors without a key are left out: their rows are missing."""
         errors = [(key, error) for key, error in block.errors if key]
         if not any(key.startswith(TEXT_KEY) for key in self._all_of(block.keys, errors)):
             return replace(block, errors=errors)

@@ -1,8 +1,7 @@
 """The Gemini API as a provider: rows through the Files API, jobs by asyncBatchEmbedContent."""
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -45,8 +44,11 @@ class GeminiProvider(CloudProvider):
 
     def upload(self, stage: StagedItems, label: str) -> str:
         """Uploads the request rows, in chunks that are taken up where they broke off."""
-        name = file_name_of(label)
-        with self._rows(stage, label) as path:
+        name, options = file_name_of(label), self._options
+        row = {"request": options.gemini_request("\0")}
+        with request_file(
+            stage, label, row, affixes=options.affixes, most_bytes=GEMINI.file_bytes
+        ) as path:
             standing = self._look(name)
             if standing is not None:
                 if _holds(standing, path):
@@ -58,14 +60,6 @@ class GeminiProvider(CloudProvider):
             except InvalidRequestError as error:
                 # Nobody has looked into the rows yet: they are not to blame.
                 raise PermissionDeniedError(str(error)) from None
-
-    @contextmanager
-    def _rows(self, stage: StagedItems, label: str) -> Iterator[Path]:
-        row = {"request": self._options.gemini_request("\0")}
-        with request_file(
-            stage, label, row, affixes=self._options.affixes, most_bytes=GEMINI.file_bytes
-        ) as path:
-            yield path
 
     def refusal(self, error: EmbatchError, input_ref: str) -> EmbatchError:
         """A file that is gone or not ready yet is no fault of its rows."""

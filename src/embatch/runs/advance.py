@@ -124,6 +124,7 @@ def _upload_again(step: Step, error: NotFoundError) -> Outcome:
             error=f"batch {batch.number} was uploaded {batch.attempt} times and lost each time: "
             f"{error}; once that is mended, type: embatch resume {batch.run_id}"
         )
+    step.context.provider.discard(None, batch.input_ref)
     step.move(BatchEvent.INPUT_LOST, input_ref=None)
     return Now()
 
