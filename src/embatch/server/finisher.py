@@ -141,7 +141,10 @@ class Finisher:
     def _look_at(self, labels: list[str]) -> str | None:
         """Ends those batches that can be ended; what kept the last other one from it."""
         reason = None
-        for batch in self._store.find_all(labels):
+        batches = self._store.find_all(labels)
+        for label in set(labels) - {batch.label for batch in batches}:
+            self.forget(label)  # deleted before it was added
+        for batch in batches:
             try:
                 if batch.done and not self._weather.holds(batch):
                     self._finish(batch)

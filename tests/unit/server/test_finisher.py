@@ -171,6 +171,20 @@ def test_places_are_counted(store: BatchStore) -> None:
     assert finisher.reserve(1)
 
 
+def test_a_batch_deleted_before_it_is_added_keeps_no_place(store: BatchStore) -> None:
+    """Its place is free again without a restart."""
+    batch = computed(store, "brief", "a")
+    store.delete(batch.id)
+    finisher = Finisher(store, Weather())
+    finisher.start()
+    assert finisher.reserve(1)
+    finisher.forget(batch.label)
+    finisher.add(batch)
+    eventually(lambda: not finisher.open_models())
+    assert finisher.reserve(1)
+    finisher.stop()
+
+
 def test_request_files_are_written_in_constant_blocks(tmp_path: Path) -> None:
     """Many short rows and few long ones are cut into record batches of bounded size."""
     rules = RowRules(model=MODEL, dims=DIMS)
