@@ -138,7 +138,7 @@ def test_no_wait_returns_and_a_worker_finishes(shell) -> None:
     for name, out in (("in.jsonl", "out"), ("more.jsonl", "more")):
         ended = shell.type(
             *("run", name, "-o", out, "--max-batch-items", "10", "--no-wait", "--name", out),
-            delay_s=0.2,
+            delay_s=0.6,
         )
         assert ended.code == 0
         assert "embatch resume" in ended.out
