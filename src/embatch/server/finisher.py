@@ -191,7 +191,7 @@ class Finisher:
         try:
             self._store.change_details(batch.id, change)
         except NotFoundError:
-            return  # deleted meanwhile
+            self._store.clear(batch.id)  # deleted while its output was written
 
 
 _LOST: Final = "The server's files of this batch are gone or damaged: submit it again."

@@ -17,7 +17,7 @@ from embatch.service.scheduler import Scheduler
 from embatch.service.store import BatchStore
 
 SWEEP_S: Final = 60.0
-"""How often expired files and old batches are looked for."""
+"""How often expired files, old batches and folders of deleted ones are looked for."""
 STOP_S: Final = 60.0
 """How long the end waits for the slice in hand."""
 
@@ -100,11 +100,11 @@ class Service:
 
     def _sweep(self) -> None:
         while not self._stopping.is_set():
-            try:
-                self.shelf.sweep()
-                self.batches.sweep()
-            except Exception:  # noqa: BLE001 - a thread's outer edge: the next round tries again
-                _log.exception("old files could not be removed")
+            for sweep in (self.shelf.sweep, self.batches.sweep, self.store.sweep):
+                try:
+                    sweep()
+                except Exception:  # noqa: BLE001 - the thread's outer edge: the next round tries again
+                    _log.exception("old files could not be removed")
             self._stopping.wait(SWEEP_S)
 
 

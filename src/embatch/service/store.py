@@ -20,6 +20,7 @@ import numpy as np
 
 from embatch.errors import (
     BatchNotCompleteError,
+    EmbatchError,
     InputError,
     InvalidRequestError,
     NotFoundError,
@@ -122,15 +123,20 @@ class BatchStore:
                 "make room, then try again"
             ) from error
         self.checkpoint("service.placed")
-        with self.database.transaction() as db:
-            db.execute(
-                "INSERT INTO batches (id, label, details, model, dims, prompt, priority, items,"
-                " state, created_at, updated_at) VALUES (:id, :label, :details, :model, :dims,"
-                " :prompt, :priority, :items, 'pending', :now, :now)"
-                " ON CONFLICT (label) DO NOTHING",
-                {**columns, "id": batch_id, "now": now},
-            )
-            row = db.execute("SELECT * FROM batches WHERE label = :label", columns).fetchone()
+        try:
+            with self.database.transaction() as db:
+                db.execute(
+                    "INSERT INTO batches (id, label, details, model, dims, prompt, priority, items,"
+                    " state, created_at, updated_at) VALUES (:id, :label, :details, :model, :dims,"
+                    " :prompt, :priority, :items, 'pending', :now, :now)"
+                    " ON CONFLICT (label) DO NOTHING",
+                    {**columns, "id": batch_id, "now": now},
+                )
+                row = db.execute("SELECT * FROM batches WHERE label = :label", columns).fetchone()
+        except BaseException:
+            with suppress(EmbatchError, ProviderUnavailableError):
+                self.clear(batch_id)
+            raise
         batch = parse_batch(row)
         if batch.id != batch_id:
             self._remove_files(batch_id)
@@ -268,6 +274,11 @@ class BatchStore:
             )
             for row in rows
         ]
+
+    def clear(self, batch_id: str) -> None:
+        """Removes what is left of the files of a batch that was deleted or never made."""
+        if not self.database.rows("SELECT 1 FROM batches WHERE id = ?", (batch_id,)):
+            self._remove_files(batch_id)
 
     def sweep(self) -> None:
         """Removes folders that a process left behind when it died between folder and row."""

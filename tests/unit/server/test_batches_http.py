@@ -1,6 +1,7 @@
 """Batches over a real socket: made, polled, listed, changed, cancelled, deleted, read."""
 
 import json
+import os
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import orjson
 import pytest
 
 from embatch.server.wire import VERSIONS
+from embatch.service.store import ORPHAN_AGE_S
 from embatch.testing import FakeEngine
 from embatch.vectors import truncate
 
@@ -332,3 +334,23 @@ def test_aliases_count_in_the_echo(server: Server) -> None:
     body = {"batch": {"inputConfig": {"requests": {"requests": rows("a")}}}}
     made = server.json("POST", "/v1/models/fake:asyncBatchEmbedContent", body)
     assert made["metadata"]["model"] == "models/fake"
+
+
+def test_folders_left_behind_are_swept_again_and_again(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the start alone; the folder of a create in flight is young and stays."""
+    monkeypatch.setattr("embatch.server.service.SWEEP_S", 0.01)
+    server = start()
+    server.ended(server.inline("a"))
+    store = server.service.store
+    young, old = store.folder("young"), store.folder("old")
+    young.mkdir()
+    old.mkdir()
+    long_ago = time.time() - ORPHAN_AGE_S - 60
+    os.utime(old, (long_ago, long_ago))
+    deadline = time.monotonic() + 10
+    while old.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert young.exists()

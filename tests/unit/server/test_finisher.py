@@ -185,6 +185,25 @@ def test_a_batch_deleted_before_it_is_added_keeps_no_place(store: BatchStore) ->
     finisher.stop()
 
 
+def test_a_batch_deleted_while_it_is_written_leaves_nothing(store: BatchStore) -> None:
+    """The output that grew in its folder meanwhile goes too."""
+    batch = computed(store, "brief", "a")
+
+    class Race(Weather):
+        def results(self, store: BatchStore, batch: StoredBatch, stopping: Any) -> Any:
+            results = super().results(store, batch, stopping)
+            store.delete(batch.id)
+            store.folder(batch.id).mkdir()
+            (store.folder(batch.id) / "output.left").write_bytes(b"a file that rmtree missed")
+            return results
+
+    finisher = Finisher(store, Race())
+    finisher.start()
+    eventually(lambda: not finisher.open_models())
+    finisher.stop()
+    assert not store.folder(batch.id).exists()
+
+
 def test_request_files_are_written_in_constant_blocks(tmp_path: Path) -> None:
     """Many short rows and few long ones are cut into record batches of bounded size."""
     rules = RowRules(model=MODEL, dims=DIMS)

@@ -120,6 +120,14 @@ def test_no_room_for_requests_leaves_nothing_behind(
     assert list((service.folder / "batches").iterdir()) == []
 
 
+def test_a_batch_that_the_database_refuses_leaves_nothing_behind(service: Any) -> None:
+    """The requests placed for it are removed."""
+    service.store.database.rows("PRAGMA query_only = 1")
+    with pytest.raises(ProviderUnavailableError, match="readonly"):
+        service.create(TEXTS)
+    assert list((service.folder / "batches").iterdir()) == []
+
+
 def test_batches_are_listed_newest_first(service: Any) -> None:
     """Pages follow one another without a gap."""
     labels = [service.create(TEXTS[:1], f"b{number}").label for number in range(5)]
