@@ -1,11 +1,15 @@
 """One connection: heads must come in time, and what is no HTTP gets an answer all the same."""
 
 import asyncio
+import contextlib
+import socket
+import struct
 from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from embatch.server.bodies import SEND_STALL_S
 from embatch.server.wire import ApiError, invalid
 
 HEAD_S: Final = 20.0
@@ -17,6 +21,11 @@ LINGER_S: Final = 1.0
 MAX_CONNECTIONS: Final = 768
 """Connections at a time; with files and databases they stay below the usual 1,024 descriptors."""
 
+UNSENT_S: Final = SEND_STALL_S + 1.0
+"""Seconds for which an answer may wait in the server for its reader, closed or not; by then the
+call itself has been stopped."""
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _PHRASES: Final = {400: b"Bad Request", 408: b"Request Timeout", 503: b"Service Unavailable"}
 
 
@@ -24,11 +33,13 @@ class Connection(H11Protocol):
     """uvicorn's connection, with limits in time."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _waiting: asyncio.TimerHandle | None = None
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as its base
         """A client has come."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that writing pauses while bytes are unsent
         if len(self.connections) > MAX_CONNECTIONS:
             self._refuse(ApiError(503, "The server has too many connections. Try again later."))
             return
@@ -37,7 +48,19 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
         self._unlimit()
+        self._sent()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Bytes wait for the client to take them; a closed connection waits for that too."""
+        super().pause_writing()
+        self._sent()
+        self._waiting = self.loop.call_later(UNSENT_S, self._drop)
+
+    def resume_writing(self) -> None:
+        """The client has taken all."""
+        self._sent()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
@@ -75,8 +98,23 @@ class Connection(H11Protocol):
         self._deadline = None
         if self.conn.our_state is h11.IDLE:
             self._refuse(ApiError(408, "The request's head came too slowly."))
+        elif self.transport.get_write_buffer_size():
+            self._drop()
         else:
             self.transport.close()
+
+    def _sent(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _drop(self) -> None:
+        """Ends the connection now, with a reset: close() would wait for its reader."""
+        with contextlib.suppress(OSError):  # the client may be gone by now
+            self.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
+            )
+        self.transport.abort()
 
     def _refuse(self, error: ApiError) -> None:
         """Answers with an error, if nothing was answered yet, and closes."""
