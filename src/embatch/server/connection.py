@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import socket
 import struct
 from typing import Any, Final
@@ -18,8 +19,12 @@ LEFTOVER_S: Final = 30.0
 """Seconds for which a client may go on to send a body that was answered already."""
 LINGER_S: Final = 1.0
 """Seconds for which a refused client's bytes are read on: else it may never see its answer."""
-MAX_CONNECTIONS: Final = 768
-"""Connections at a time; with files and databases they stay below the usual 1,024 descriptors."""
+MAX_CONNECTIONS: Final = 4096
+"""Connections at a time, where the process may open files for so many."""
+RESERVED_FILES: Final = 256
+"""Descriptors for databases, batches and models."""
+FILES_A_CONNECTION: Final = 2
+"""A connection needs its socket and, while it uploads or downloads, a file."""
 
 UNSENT_S: Final = SEND_STALL_S + 1.0
 """Seconds for which an answer may wait in the server for its reader, closed or not; by then the
@@ -27,6 +32,24 @@ call itself has been stopped."""
 
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _PHRASES: Final = {400: b"Bad Request", 408: b"Request Timeout", 503: b"Service Unavailable"}
+
+
+def raise_file_limit() -> None:
+    """Lets this process open the files that `MAX_CONNECTIONS` need, or all that it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = RESERVED_FILES + FILES_A_CONNECTION * MAX_CONNECTIONS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def most_connections() -> int:
+    """Connections that this process can have at a time, each with a file."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(1, min(MAX_CONNECTIONS, (soft - RESERVED_FILES) // FILES_A_CONNECTION))
 
 
 class Connection(H11Protocol):
@@ -40,7 +63,7 @@ class Connection(H11Protocol):
         """A client has come."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)  # so that writing pauses while bytes are unsent
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > most_connections():
             self._refuse(ApiError(503, "The server has too many connections. Try again later."))
             return
         self._limit(HEAD_S)

@@ -16,6 +16,7 @@ import uvicorn
 
 from embatch.errors import ConfigError
 from embatch.server.app import create_app
+from embatch.server.connection import raise_file_limit
 from embatch.server.service import Service
 
 GRACE_S: Final = 10
@@ -57,6 +58,7 @@ def serve(service: Service, bound: socket.socket, *, ready: Callable[[], None]) 
     signal ends the process at once.
     """
     sys.setswitchinterval(SWITCH_S)
+    raise_file_limit()
     server = _Server(_config(service), ready)
     service.start()
     try:

@@ -2,19 +2,30 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from embatch.cli import main
+from embatch.server.connection import RESERVED_FILES
 from embatch.server.run import bind
 
 FAKE = ["serve", "--engine", "fake", "--port", "0"]
+
+
+FEW_FILES = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv.pop(1)), int(sys.argv.pop(1))))
+runpy.run_module("embatch", run_name="__main__", alter_sys=True)
+"""
+"""A server in a process of so many descriptors, soft and hard."""
 
 
 def launched(*words: str, **environ: str) -> subprocess.Popen[str]:
@@ -121,4 +132,24 @@ def test_a_request_in_flight_is_answered_at_the_end(tmp_path: Path) -> None:
             while piece := made.recv(65536):
                 answer += piece
         assert answer.startswith(b"HTTP/1.1 200")
+        assert process.wait(30) == 0
+
+
+def test_connections_leave_descriptors_for_files(tmp_path: Path) -> None:
+    """The soft limit is raised to the hard one, and half of it is for files."""
+    command = [sys.executable, "-c", FEW_FILES, "100", "320", *FAKE, "--data", str(tmp_path)]
+    with (
+        subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as process,
+        ExitStack() as held,
+    ):
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["url"]
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (320, 320)
+        host, port = url.removeprefix("http://").split(":")
+        for _ in range((320 - RESERVED_FILES) // 2):
+            held.enter_context(socket.create_connection((host, int(port)), timeout=10))
+        with socket.create_connection((host, int(port)), timeout=10) as one_more:
+            assert one_more.recv(100).startswith(b"HTTP/1.1 503")
+        held.close()
+        process.terminate()
         assert process.wait(30) == 0
