@@ -2,8 +2,9 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
@@ -13,22 +14,39 @@ from embatch.errors import (
     EmbatchError,
     InputError,
     NotFoundError,
-    ProviderUnavailableError,
 )
 from embatch.server.details import BatchDetails
 from embatch.server.outputs import StoppedError, write_output
 from embatch.server.weather import Weather
 from embatch.service.batch import StoredBatch
+from embatch.service.claims import may_pass
 from embatch.service.store import BatchStore
 
 POLL_S: Final = 0.05
 """How often unfinished batches are looked at: one read of the database."""
 RETRY_S: Final = 2.0
-"""Pause after the disk refused."""
+"""Pause of a batch after the first trouble with it, twice as long after each more."""
+MOST_RETRY_S: Final = 30.0
+TRIES: Final = 5
+"""So often an output is tried that fails for no reason which may pass."""
 _PAGE: Final = 1000
 
 
 _log = logging.getLogger("embatch.server")
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """What keeps a batch from being written."""
+
+    reason: str
+    passes: bool
+    """It is the disk's or the system's, not the batch's own."""
+    until: float
+    """When to try again, by the monotonic clock."""
+    tries: int
+    """Of those that failed by the batch's own fault."""
+    pause_s: float
 
 
 class Finisher:
@@ -43,8 +61,11 @@ class Finisher:
         weather: Weather,
         *,
         checkpoint: Callable[[str], None] = lambda _: None,
+        retry_s: float = RETRY_S,
     ) -> None:
         """Reads from `store` which batches are open."""
+        self._retry_s = retry_s
+        self._troubles: dict[str, _Trouble] = {}
         self._store = store
         self._weather = weather
         self._checkpoint = checkpoint
@@ -136,27 +157,57 @@ class Finisher:
                 return
             except Exception as error:  # noqa: BLE001 - the thread's outer edge: kept for health
                 self.paused_reason = _reason(error)
-            self._stopping.wait(RETRY_S if self.paused_reason else POLL_S)
+                self._stopping.wait(self._retry_s)
+            self._stopping.wait(POLL_S)
 
     def _look_at(self, labels: list[str]) -> str | None:
-        """Ends those batches that can be ended; what kept the last other one from it."""
-        reason = None
+        """Ends those batches that can be ended; what may pass and keeps another one from it."""
         batches = self._store.find_all(labels)
         for label in set(labels) - {batch.label for batch in batches}:
             self.forget(label)  # deleted before it was added
+        self._troubles = {
+            batch.label: self._troubles[batch.label]
+            for batch in batches
+            if batch.label in self._troubles
+        }
+        now = time.monotonic()
         for batch in batches:
-            try:
-                if batch.done and not self._weather.holds(batch):
-                    self._finish(batch)
-                elif not batch.done and self._weather.suffices(batch):
-                    self._store.cancel(batch.id)
-            except StoppedError:
-                raise
-            except Exception as error:  # noqa: BLE001 - one batch must not hold up the others
-                reason = _reason(error)
-                if reason != self.paused_reason:
-                    _log.error("the output of a batch cannot be written", exc_info=error)
-        return reason
+            trouble = self._troubles.get(batch.label)
+            if trouble is None or trouble.until <= now:
+                self._try(batch)
+        return next((one.reason for one in self._troubles.values() if one.passes), None)
+
+    def _try(self, batch: StoredBatch) -> None:
+        try:
+            if batch.done and not self._weather.holds(batch):
+                self._finish(batch)
+            elif not batch.done and self._weather.suffices(batch):
+                self._store.cancel(batch.id)
+        except StoppedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one batch must not hold up the others
+            self._pause(batch, error)
+        else:
+            self._troubles.pop(batch.label, None)
+
+    def _pause(self, batch: StoredBatch, error: Exception) -> None:
+        """Leaves a batch alone for a while; fails it when its own trouble has not gone away."""
+        reason, passes = _reason(error), may_pass(error)
+        before = self._troubles.get(batch.label)
+        if before is None or before.reason != reason:
+            _log.error("the output of a batch cannot be written", exc_info=error)
+        pause_s = self._retry_s if before is None else min(MOST_RETRY_S, 2 * before.pause_s)
+        tries = (0 if before is None else before.tries) + (not passes)
+        until = time.monotonic() + pause_s
+        self._troubles[batch.label] = _Trouble(reason, passes, until, tries, pause_s)
+        if tries < TRIES or not batch.done:
+            return
+        details = BatchDetails.parse(batch.details)
+        try:
+            self._record(batch, replace(details, output=False, error=_LOST))
+        except EmbatchError:
+            return  # the store cannot be used now: this is tried again
+        self.forget(batch.label)
 
     def _finish(self, batch: StoredBatch) -> None:
         details = BatchDetails.parse(batch.details)
@@ -198,7 +249,7 @@ _LOST: Final = "The server's files of this batch are gone or damaged: submit it 
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, (EmbatchError, ProviderUnavailableError)):
+    if isinstance(error, EmbatchError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"the disk refused: {error.strerror}"

@@ -1,5 +1,6 @@
 """Outputs of batches that have ended, through restarts and trouble of single batches."""
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from embatch.server.details import BatchDetails, shown_batch
-from embatch.server.finisher import Finisher
+from embatch.server.finisher import TRIES, Finisher
 from embatch.server.intake import write_requests
 from embatch.server.models import Catalogue
 from embatch.server.outputs import OUTPUT_FILE
@@ -131,20 +132,43 @@ def test_trouble_of_one_batch_does_not_hold_up_others(store: BatchStore) -> None
 
         def results(self, store: BatchStore, batch: StoredBatch, stopping: Any) -> Any:
             if batch.id == stuck.id and not self.fair:
-                raise OSError(5, "Input/output error")
+                raise OSError(errno.ENOSPC, "No space left on device")
             return super().results(store, batch, stopping)
 
     storm = Storm()
-    finisher = Finisher(store, storm)
+    finisher = Finisher(store, storm, retry_s=0.01)
     finisher.start()
     eventually(lambda: shown_batch(store.get(behind.id)).ended_at is not None)
     eventually(lambda: finisher.paused_reason is not None)
     assert shown_batch(store.get(stuck.id)).ended_at is None
-    assert "Input/output error" in (finisher.paused_reason or "")
+    assert "No space left" in (finisher.paused_reason or "")
     storm.fair = True
     eventually(lambda: shown_batch(store.get(stuck.id)).ended_at is not None)
     eventually(lambda: finisher.paused_reason is None)
     finisher.stop()
+
+
+def test_a_batch_that_cannot_be_read_fails_in_the_end(store: BatchStore) -> None:
+    """Tried some times; the server stays well, and the batches behind do not wait for it."""
+    broken = computed(store, "broken", "a")
+    tries: list[bool] = []
+
+    class BadSector(Weather):
+        def results(self, store: BatchStore, batch: StoredBatch, stopping: Any) -> Any:
+            if batch.id == broken.id:
+                tries.append(finisher.paused_reason is None)
+                raise OSError(errno.EIO, "Input/output error")
+            return super().results(store, batch, stopping)
+
+    finisher = Finisher(store, BadSector(), retry_s=0.01)
+    finisher.start()
+    eventually(lambda: shown_batch(store.get(broken.id)).ended_at is not None)
+    eventually(lambda: not finisher.open_models())
+    finisher.stop()
+    assert tries == [True] * TRIES
+    shown = shown_batch(store.get(broken.id))
+    assert (shown.state, shown.output) == (JobState.FAILED, False)
+    assert "submit it again" in (shown.error or "")
 
 
 def test_a_batch_whose_files_are_gone_fails(store: BatchStore) -> None:
