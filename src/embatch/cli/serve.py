@@ -99,7 +99,7 @@ MaxInlineBytes = Annotated[
         "--max-inline-bytes",
         metavar="N",
         min=1024,
-        help="Largest JSON body, and longest line of a batch's file.",
+        help="Largest JSON body that makes a batch.",
     ),
 ]
 MaxFileBytes = Annotated[

@@ -56,6 +56,10 @@ EMBED_THREADS: Final = 4
 """Interactive calls in the engine at a time."""
 EMBED_WAITING: Final = 256
 """Interactive calls that wait for their turn at most; further ones are refused."""
+CONTENT_BYTES: Final = 1 << 20
+CONTENTS_BYTES: Final = 4 << 20
+UPDATE_BYTES: Final = 64 << 10
+"""Sizes of bodies that are made into objects at once: of one content, of several, of a change."""
 INTAKE_THREADS: Final = 2
 """Large bodies that are parsed at a time."""
 
@@ -96,7 +100,7 @@ class Calls:
         def read(body: dict[str, Any]) -> list[RowRequest]:
             return [read_request(body, RowRules(model=name, dims=model.engine.dims))]
 
-        made, usage = await self._embedded(request, model, read)
+        made, usage = await self._embedded(request, model, read, CONTENT_BYTES)
         shown = [b'"embedding":{"values":%b}' % values for values in made[:1]]
         return json_response(b"{%b}" % b",".join(shown + usage))
 
@@ -108,14 +112,14 @@ class Calls:
             rules = RowRules(model=name, dims=model.engine.dims)
             return read_many(body, rules, most=MOST_CONTENTS)
 
-        made, usage = await self._embedded(request, model, read)
+        made, usage = await self._embedded(request, model, read, CONTENTS_BYTES)
         listed = b",".join(b'{"values":%b}' % values for values in made)
         return json_response(b"{%b}" % b",".join([b'"embeddings":[%b]' % listed, *usage]))
 
     async def count_tokens(self, request: Request) -> Response:
         """POST models/{model}:countTokens."""
         _, model = self._model(request, "countTokens")
-        async with held_body(request, self._service.settings.max_inline_bytes) as body:
+        async with held_body(request, self._limit(CONTENTS_BYTES)) as body:
 
             def count() -> int:
                 return sum(model.engine.count_tokens(read_countable(read_json(body))))
@@ -129,9 +133,10 @@ class Calls:
         request: Request,
         model: ServedModel,
         read: Callable[[dict[str, Any]], list[RowRequest]],
+        most_bytes: int,
     ) -> tuple[list[bytes], list[bytes]]:
         """The values of each row that the body asks for, and members that tell the tokens."""
-        async with held_body(request, self._service.settings.max_inline_bytes) as body:
+        async with held_body(request, self._limit(most_bytes)) as body:
 
             def embed() -> tuple[list[bytes], list[bytes]]:
                 rows = read(read_json(body))
@@ -158,6 +163,9 @@ class Calls:
                 values[place] = spelled
         shown, told = weather.embedded(values, tokens, truncated=truncated)
         return shown, [] if told is None else [_usage(told)]
+
+    def _limit(self, most_bytes: int) -> int:
+        return min(most_bytes, self._service.settings.max_inline_bytes)
 
     async def _in_turn(self, work: Callable[[], T]) -> T:
         if self._embedding.statistics().tasks_waiting >= EMBED_WAITING:
@@ -238,7 +246,7 @@ class Calls:
     async def update_batch(self, request: Request) -> Response:
         """PATCH batches/{batch}:updateEmbedContentBatch."""
         mask = query_of(request.query_params, "updateMask")
-        async with held_body(request, self._service.settings.max_inline_bytes) as body:
+        async with held_body(request, self._limit(UPDATE_BYTES)) as body:
 
             def update() -> Any:
                 batch_id = request.path_params["batch"]

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Final
 import pyarrow as pa
 
 from embatch.server.models import ContentEngine, ServedModel
+from embatch.server.settings import MAX_ROW_BYTES
 from embatch.server.wire import ApiError, invalid
 from embatch.server.wire_create import Rows
 from embatch.server.wire_rows import BatchRow, RowRules, at_line, read_file_row, read_inline_row
@@ -58,7 +59,7 @@ def inline_rows(listed: Any, rules: RowRules) -> Iterator[BatchRow]:
 
 def file_rows(file: BinaryIO, rules: RowRules, max_line_bytes: int) -> Iterator[BatchRow]:
     """The rows of a JSONL file, blank lines left out. ApiError 400 names the first bad line."""
-    number = 0
+    number, max_line_bytes = 0, min(max_line_bytes, MAX_ROW_BYTES)
     while line := file.readline(max_line_bytes + 1):
         number += 1
         if number == 1:

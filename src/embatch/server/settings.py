@@ -7,6 +7,8 @@ from typing import Final
 from embatch.config import Secret
 
 MAX_INLINE_BYTES: Final = 20_000_000
+MAX_ROW_BYTES: Final = 1 << 20
+"""Size of one row of a batch: what is made into objects at a time stays small, whatever it is."""
 MAX_FILE_BYTES: Final = 2 * 2**30
 MAX_BATCHES: Final = 100
 FILE_LIFETIME_S: Final = 48 * 3600.0
@@ -25,7 +27,7 @@ class ServerSettings:
     allowed_hosts: frozenset[str] = frozenset()
     """Names beside loopback that a server without a key answers to, in lower case."""
     max_inline_bytes: int = MAX_INLINE_BYTES
-    """Size of a JSON body at most, and of one line of a file."""
+    """Size of the body that makes a batch at most, and of any other where less is not set."""
     max_file_bytes: int = MAX_FILE_BYTES
     """Size of an uploaded file at most."""
     max_batches: int = MAX_BATCHES

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from embatch.server.wire import parse_json, snake
+from embatch.server.settings import MAX_ROW_BYTES
+from embatch.server.wire import ApiError, invalid, parse_json, snake
 
 try:
     import simdjson
 except ImportError:  # no wheel for this Python yet: the whole body is read at once
     simdjson = None  # type: ignore[assignment]
 
+_MOST_MESSAGES: Final = 1 << 20
+"""Messages and lists, about, of a body that is made into objects at once."""
 _PATH: Final = ("batch", "inputConfig", "requests", "requests")
 """Where the rows stand."""
 
@@ -31,13 +34,21 @@ def read_create(raw: bytes) -> dict[str, Any]:
     second. ApiError 400 for a body that is no JSON object.
     """
     if simdjson is None or not raw.strip():
-        return parse_json(raw)
+        return _at_once(raw)
     try:
         document = simdjson.Parser().parse(raw)
         if isinstance(document, simdjson.Object):
             return _opened(document, _PATH)
+    except ApiError:
+        raise
     except (ValueError, RuntimeError, KeyError):
         pass  # numbers or names that this reader does not take, or no JSON
+    return _at_once(raw)
+
+
+def _at_once(raw: bytes) -> dict[str, Any]:
+    if raw.count(b"[") + raw.count(b"{") > _MOST_MESSAGES:
+        raise invalid("The request has too many messages: give the rows as a file.")
     return parse_json(raw)
 
 
@@ -61,6 +72,8 @@ def _opened(message: Any, path: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> Any:
+    if isinstance(value, (simdjson.Object, simdjson.Array)) and len(value.mini) > MAX_ROW_BYTES:
+        raise invalid(f"A request or another field is longer than {MAX_ROW_BYTES} bytes.")
     if isinstance(value, simdjson.Object):
         return value.as_dict()
     if isinstance(value, simdjson.Array):

@@ -440,6 +440,18 @@ def test_embedding_at_once(server: Server) -> None:
     assert counted["totalTokens"] == 1002
 
 
+def test_bodies_that_are_read_at_once_are_small(server: Server) -> None:
+    """Whatever the body that makes a batch may have."""
+    for method, path, most in (
+        ("POST", EMBED, 1 << 20),
+        ("POST", f"/v1/models/{MODEL}:batchEmbedContents", 4 << 20),
+        ("POST", f"/v1/models/{MODEL}:countTokens", 4 << 20),
+        ("PATCH", "/v1/batches/x:updateEmbedContentBatch", 64 << 10),
+    ):
+        error = server.error(method, path, {"x": "y" * most})
+        assert (error["code"], error["message"].split()[-2]) == (400, str(most))
+
+
 def test_the_description_names_every_route(server: Server) -> None:
     """Each path and method of the application, and no other."""
     described = server.json("GET", "/openapi.json")

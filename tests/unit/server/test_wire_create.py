@@ -1,5 +1,6 @@
 """The body that makes a batch reads the same, whichever way its rows are read."""
 
+import io
 import json
 from typing import Any
 
@@ -97,3 +98,30 @@ def test_rows_that_are_no_list_are_refused() -> None:
     """400 says where."""
     with pytest.raises(ApiError, match=r"requests\.requests"):
         list(inline_rows({"a": 1}, RowRules(model="m", dims=4)))
+
+
+EMPTIES = b"[" + b"[]," * 400_000 + b"[]]"
+"""A little over a megabyte that becomes half a million objects."""
+
+
+@pytest.mark.skipif(wire_create.simdjson is None, reason="the whole body is read at once")
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"x":%b}' % EMPTIES,
+        b'{"batch":{"x":%b}}' % EMPTIES,
+        b'{"batch":{"inputConfig":{"requests":{"requests":[{"x":%b}]}}}}' % EMPTIES,
+        b'{"x":1,"x":[%b]}' % b",".join([EMPTIES] * 3),
+    ],
+)
+def test_empty_things_become_no_objects(raw: bytes) -> None:
+    """Wherever they stand in the body."""
+    with pytest.raises(ApiError, match=r"longer than 1048576 bytes|too many messages") as refused:
+        list(read_create(raw)["batch"]["inputConfig"]["requests"]["requests"])
+    assert refused.value.code == 400
+
+
+def test_a_line_has_a_limit_of_its_own() -> None:
+    """However large a body may be."""
+    with pytest.raises(ApiError, match="line 1: longer than 1048576 bytes"):
+        list(file_rows(io.BytesIO(b'{"x":%b}' % EMPTIES), RowRules(model="m", dims=4), 20_000_000))
