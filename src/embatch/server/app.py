@@ -16,6 +16,7 @@ from embatch.server.bodies import error_response, json_response
 from embatch.server.calls import Calls
 from embatch.server.edge import ROUTE_KEY, Edge, failure
 from embatch.server.guard import check_key, check_place, is_own_upload
+from embatch.server.lanes import Lanes
 from embatch.server.metrics import CONTENT_TYPE, Metrics
 from embatch.server.openapi import build_openapi
 from embatch.server.service import Service
@@ -66,7 +67,9 @@ _FILE = _FILES + "/{file:api_id}"
 
 def create_app(service: Service) -> ASGIApp:
     """The application over a service that has been started."""
-    calls, uploads, metrics = Calls(service), Uploads(service), Metrics(service)
+    lanes = Lanes()
+    calls, uploads = Calls(service, lanes), Uploads(service, lanes)
+    metrics = Metrics(service)
     lines = [
         _Line("GET", "/{version:api_version}/models", "models.list", calls.list_models),
         _Line("GET", _MODEL, "models.get", calls.get_model),

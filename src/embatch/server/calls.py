@@ -1,6 +1,7 @@
 """Endpoints of models and batches: a request in, an answer out. Work that may wait runs in threads.
 
-Polls have threads of their own: neither embedding nor the reading of large batches holds them up.
+Polls have threads of their own: neither embedding nor creates, deletes and ends of uploads hold
+them up.
 """
 
 import os
@@ -10,12 +11,13 @@ from typing import Any, BinaryIO, Final, TypeVar
 
 import numpy as np
 import orjson
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import Response
 
 from embatch.server.batches import unknown_batch
 from embatch.server.bodies import Span, SpanResponse, held_body, json_response, read_json
+from embatch.server.lanes import Lanes
 from embatch.server.models import ServedModel
 from embatch.server.service import Service
 from embatch.server.wire import (
@@ -52,25 +54,20 @@ T = TypeVar("T")
 MOST_CONTENTS: Final = 100
 PAGE_DEFAULT: Final = 50
 PAGE_MOST: Final = 1000
-EMBED_THREADS: Final = 4
-"""Interactive calls in the engine at a time."""
 EMBED_WAITING: Final = 256
 """Interactive calls that wait for their turn at most; further ones are refused."""
 CONTENT_BYTES: Final = 1 << 20
 CONTENTS_BYTES: Final = 4 << 20
 UPDATE_BYTES: Final = 64 << 10
 """Sizes of bodies that are made into objects at once: of one content, of several, of a change."""
-INTAKE_THREADS: Final = 2
-"""Large bodies that are parsed at a time."""
 
 
 class Calls:
     """The endpoints over one service."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, lanes: Lanes) -> None:
         self._service = service
-        self._embedding = CapacityLimiter(EMBED_THREADS)
-        self._intake = CapacityLimiter(INTAKE_THREADS)
+        self._lanes = lanes
 
     # Models
 
@@ -168,9 +165,9 @@ class Calls:
         return min(most_bytes, self._service.settings.max_inline_bytes)
 
     async def _in_turn(self, work: Callable[[], T]) -> T:
-        if self._embedding.statistics().tasks_waiting >= EMBED_WAITING:
+        if self._lanes.embedding.statistics().tasks_waiting >= EMBED_WAITING:
             raise ApiError(503, "The model is overloaded. Please try again later.")
-        return await to_thread.run_sync(work, limiter=self._embedding)
+        return await to_thread.run_sync(work, limiter=self._lanes.embedding)
 
     def _model(self, request: Request, method: str) -> tuple[str, ServedModel]:
         name = request.path_params["model"]
@@ -186,7 +183,9 @@ class Calls:
         name, model = self._model(request, "asyncBatchEmbedContent")
         service = self._service
         async with held_body(request, service.settings.max_inline_bytes) as body:
-            asked = await to_thread.run_sync(lambda: read_create(body.read()), limiter=self._intake)
+            asked = await to_thread.run_sync(
+                lambda: read_create(body.read()), limiter=self._lanes.intake
+            )
             batch = message_of(asked, "batch")
             await service.weather.creating(
                 display_name=text_of(batch, "displayName"),
@@ -194,13 +193,14 @@ class Calls:
             )
             made = await to_thread.run_sync(
                 partial(service.batches.create, batch, name, model, service.shelf.open_input),
-                limiter=self._intake,
+                limiter=self._lanes.intake,
             )
         return json_response(self._operation_of(made))
 
     async def get_batch(self, request: Request) -> Response:
         """GET batches/{batch}."""
-        return await to_thread.run_sync(self._operation, request.path_params["batch"])
+        batch_id = request.path_params["batch"]
+        return await to_thread.run_sync(self._operation, batch_id, limiter=self._lanes.polls)
 
     def _operation(self, batch_id: str) -> Response:
         """The Operation; inline results stand in it twice, sent from the disk."""
@@ -224,7 +224,8 @@ class Calls:
         size = page_size(query, default=PAGE_DEFAULT, most=PAGE_MOST)
         before = parse_page_token(query)
         page, following = await to_thread.run_sync(
-            partial(self._service.batches.page, before_seq=before, size=size)
+            partial(self._service.batches.page, before_seq=before, size=size),
+            limiter=self._lanes.polls,
         )
         shown: dict[str, Any] = {}
         if page:
@@ -235,13 +236,17 @@ class Calls:
 
     async def cancel_batch(self, request: Request) -> Response:
         """POST batches/{batch}:cancel. A body may come and is not read."""
-        await to_thread.run_sync(self._service.batches.cancel, request.path_params["batch"])
+        await self._change(self._service.batches.cancel, request)
         return json_response({})
 
     async def delete_batch(self, request: Request) -> Response:
         """DELETE batches/{batch}."""
-        await to_thread.run_sync(self._service.batches.delete, request.path_params["batch"])
+        await self._change(self._service.batches.delete, request)
         return json_response({})
+
+    async def _change(self, change: Callable[[str], None], request: Request) -> None:
+        batch_id = request.path_params["batch"]
+        await to_thread.run_sync(change, batch_id, limiter=self._lanes.changes)
 
     async def update_batch(self, request: Request) -> Response:
         """PATCH batches/{batch}:updateEmbedContentBatch."""
@@ -252,7 +257,7 @@ class Calls:
                 batch_id = request.path_params["batch"]
                 return self._service.batches.update(batch_id, read_json(body), mask)
 
-            batch = await to_thread.run_sync(update)
+            batch = await to_thread.run_sync(update, limiter=self._lanes.changes)
         shown = self._service.weather.metadata(batch, build_batch(batch), listed=False)
         return json_response(shown)
 

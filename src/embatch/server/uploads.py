@@ -18,6 +18,7 @@ from embatch.server.bodies import (
     pieces_of,
     read_json,
 )
+from embatch.server.lanes import Lanes
 from embatch.server.multipart import Multipart
 from embatch.server.service import Service
 from embatch.server.shelf import Upload
@@ -54,8 +55,9 @@ _GRANULARITY: Final = "x-goog-upload-chunk-granularity"
 class Uploads:
     """The endpoints over one service."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, lanes: Lanes) -> None:
         self._service = service
+        self._lanes = lanes
         self._shelf = service.shelf
         self._weather = service.weather
         self._writers: dict[str, SoleWriter] = {}
@@ -104,13 +106,15 @@ class Uploads:
         commands = _commands(request)
         upload = await to_thread.run_sync(self._shelf.upload, upload_id)
         if commands == {"query"}:
-            return await to_thread.run_sync(self._progress, upload, base_url(request))
+            return await to_thread.run_sync(
+                self._progress, upload, base_url(request), limiter=self._lanes.polls
+            )
         if commands and commands <= {"upload", "finalize"}:
             async with SoleWriter(self._writers, upload.id):
                 return await self._take_chunk(request, upload_id, final="finalize" in commands)
         if commands == {"cancel"}:
             async with SoleWriter(self._writers, upload.id):
-                await to_thread.run_sync(self._shelf.cancel, upload)
+                await to_thread.run_sync(self._shelf.cancel, upload, limiter=self._lanes.changes)
             return Response(headers={_STATUS: "cancelled"}, media_type="text/plain")
         raise ApiError(
             400,
@@ -150,7 +154,7 @@ class Uploads:
                 media_type="text/plain", headers={_STATUS: "active", _RECEIVED: str(size)}
             )
         try:
-            file = await to_thread.run_sync(self._shelf.finish, upload)
+            file = await to_thread.run_sync(self._shelf.finish, upload, limiter=self._lanes.changes)
         except ApiError as error:
             error.headers.update({_STATUS: "active", _RECEIVED: str(size)})
             raise
@@ -215,10 +219,10 @@ class Uploads:
                     mime_type=text_of(asked, "mimeType") or parts.mime_type,
                 )
             )
-            made = await to_thread.run_sync(self._shelf.finish, kept)
+            made = await to_thread.run_sync(self._shelf.finish, kept, limiter=self._lanes.changes)
         except BaseException:
             with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(self._shelf.cancel, upload)
+                await to_thread.run_sync(self._shelf.cancel, upload, limiter=self._lanes.changes)
             raise
         self._weather.uploaded(made)
         return json_response({"file": self._shown(made, base_url(request))})
@@ -243,7 +247,10 @@ class Uploads:
     async def get_file(self, request: Request) -> Response:
         """GET files/{file}."""
         return await to_thread.run_sync(
-            self._get_file, request.path_params["file"], base_url(request)
+            self._get_file,
+            request.path_params["file"],
+            base_url(request),
+            limiter=self._lanes.polls,
         )
 
     def _get_file(self, file_id: str, url: str) -> Response:
@@ -259,7 +266,7 @@ class Uploads:
         size = page_size(request.query_params, default=PAGE_DEFAULT, most=PAGE_MOST)
         before = parse_page_token(request.query_params)
         page, following = await to_thread.run_sync(
-            partial(self._shelf.page, before_seq=before, size=size)
+            partial(self._shelf.page, before_seq=before, size=size), limiter=self._lanes.polls
         )
         url = base_url(request)
         shown: dict[str, Any] = {"files": [self._shown(file, url) for file in page]} if page else {}
@@ -272,7 +279,7 @@ class Uploads:
         file_id = request.path_params["file"]
         if is_result(file_id):
             raise invalid("file.name: longer than 40 characters; delete the batch instead.")
-        await to_thread.run_sync(self._shelf.delete, file_id)
+        await to_thread.run_sync(self._shelf.delete, file_id, limiter=self._lanes.changes)
         return json_response({})
 
     async def download(self, request: Request) -> Response:
