@@ -16,8 +16,8 @@ from embatch.errors import (
     NotFoundError,
 )
 from embatch.server.details import BatchDetails
-from embatch.server.outputs import StoppedError, write_output
-from embatch.server.weather import Weather
+from embatch.server.outputs import OutputWriter, StoppedError
+from embatch.server.weather import Results, Weather
 from embatch.service.batch import StoredBatch
 from embatch.service.claims import may_pass
 from embatch.service.store import BatchStore
@@ -29,6 +29,8 @@ RETRY_S: Final = 2.0
 MOST_RETRY_S: Final = 30.0
 TRIES: Final = 5
 """So often an output is tried that fails for no reason which may pass."""
+TURN_BYTES: Final = 16 << 20
+"""So much of one output is written before it is looked again which is the most urgent."""
 _PAGE: Final = 1000
 
 
@@ -49,6 +51,15 @@ class _Trouble:
     pause_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """An output that is written in turns."""
+
+    batch: StoredBatch
+    results: Results
+    output: OutputWriter
+
+
 class Finisher:
     """Ends batches for their callers. Knows which batches have not ended, so it counts them too.
 
@@ -66,6 +77,7 @@ class Finisher:
         """Reads from `store` which batches are open."""
         self._retry_s = retry_s
         self._troubles: dict[str, _Trouble] = {}
+        self._writing: dict[str, _Writing] = {}
         self._store = store
         self._weather = weather
         self._checkpoint = checkpoint
@@ -144,11 +156,18 @@ class Finisher:
 
     def _run(self) -> None:
         """The thread: whatever happens to one batch, it goes on with the next."""
+        try:
+            self._work()
+        finally:
+            for label in list(self._writing):
+                self._let_go(label)
+
+    def _work(self) -> None:
         while not self._stopping.is_set():
             self._wake.clear()
             with self._lock:
                 labels = list(self._open)
-            if not labels:
+            if not labels and not self._writing:
                 self._wake.wait()
                 continue
             try:
@@ -158,26 +177,29 @@ class Finisher:
             except Exception as error:  # noqa: BLE001 - the thread's outer edge: kept for health
                 self.paused_reason = _reason(error)
                 self._stopping.wait(self._retry_s)
-            self._stopping.wait(POLL_S)
+            if not self._writing:
+                self._stopping.wait(POLL_S)
 
     def _look_at(self, labels: list[str]) -> str | None:
         """Ends those batches that can be ended; what may pass and keeps another one from it."""
         batches = self._store.find_all(labels)
-        for label in set(labels) - {batch.label for batch in batches}:
+        found = {batch.label for batch in batches}
+        for label in set(labels) - found:
             self.forget(label)  # deleted before it was added
-        self._troubles = {
-            batch.label: self._troubles[batch.label]
-            for batch in batches
-            if batch.label in self._troubles
-        }
+        for label in self._writing.keys() - found:
+            gone = self._writing[label].batch
+            self._let_go(label)
+            self._store.clear(gone.id)
+        self._troubles = {label: one for label, one in self._troubles.items() if label in found}
         now = time.monotonic()
-        for batch in batches:
+        for batch in sorted(batches, key=_turn):
             trouble = self._troubles.get(batch.label)
-            if trouble is None or trouble.until <= now:
-                self._try(batch)
+            if (trouble is None or trouble.until <= now) and self._try(batch):
+                break
         return next((one.reason for one in self._troubles.values() if one.passes), None)
 
-    def _try(self, batch: StoredBatch) -> None:
+    def _try(self, batch: StoredBatch) -> bool:
+        """Does what is to be done for a batch; True when a turn was written and more is to come."""
         try:
             if batch.done and not self._weather.holds(batch):
                 self._finish(batch)
@@ -189,6 +211,7 @@ class Finisher:
             self._pause(batch, error)
         else:
             self._troubles.pop(batch.label, None)
+        return batch.label in self._writing
 
     def _pause(self, batch: StoredBatch, error: Exception) -> None:
         """Leaves a batch alone for a while; fails it when its own trouble has not gone away."""
@@ -210,27 +233,51 @@ class Finisher:
         self.forget(batch.label)
 
     def _finish(self, batch: StoredBatch) -> None:
+        """Takes a turn at a batch's output; the batch ends when it is whole."""
         details = BatchDetails.parse(batch.details)
         if details.output is None:
+            ended: BatchDetails | None = details
             try:
-                details = self._finished(batch, details)
+                ended = self._written(batch, details)
             except (NotFoundError, FileNotFoundError):
                 if self._store.find(batch.label) is not None:
-                    details = replace(details, output=False, error=_LOST)
-            self._record(batch, details)
+                    ended = replace(details, output=False, error=_LOST)
+            if ended is None:
+                return
+            self._record(batch, ended)
         self.forget(batch.label)
 
-    def _finished(self, batch: StoredBatch, details: BatchDetails) -> BatchDetails:
-        """The details with what became of the output."""
+    def _written(self, batch: StoredBatch, details: BatchDetails) -> BatchDetails | None:
+        """The details with what became of the output; None when more is to be written."""
+        more = False
         try:
-            results = self._weather.results(self._store, batch, self._stopping.is_set)
-            if results is None:
+            writing = self._writing.get(batch.label) or self._begin(batch)
+            if writing is None:
                 return replace(details, output=False)
-            write_output(self._store.folder(batch.id), batch, results.lines)
+            more = not writing.output.write(TURN_BYTES)
         except (InputError, BatchFailedError, pa.ArrowInvalid):
             return replace(details, output=False, error=_LOST)
+        finally:
+            if not more:
+                self._let_go(batch.label)
+        if more:
+            return None
         self._checkpoint("serve.written")
-        return replace(details, output=True, plan=results.plan() or details.plan)
+        return replace(details, output=True, plan=writing.results.plan() or details.plan)
+
+    def _begin(self, batch: StoredBatch) -> _Writing | None:
+        results = self._weather.results(self._store, batch, self._stopping.is_set)
+        if results is None:
+            return None
+        output = OutputWriter(self._store.folder(batch.id), batch, results.lines)
+        self._writing[batch.label] = _Writing(batch, results, output)
+        return self._writing[batch.label]
+
+    def _let_go(self, label: str) -> None:
+        """Closes an output; what is half written is removed."""
+        writing = self._writing.pop(label, None)
+        if writing is not None:
+            writing.output.close()
 
     def _record(self, batch: StoredBatch, details: BatchDetails) -> None:
         def change(stored: str) -> str:
@@ -243,6 +290,11 @@ class Finisher:
             self._store.change_details(batch.id, change)
         except NotFoundError:
             self._store.clear(batch.id)  # deleted while its output was written
+
+
+def _turn(batch: StoredBatch) -> tuple[bool, int, int, int]:
+    """Sorts the output that is written next before others: urgent, then small ones."""
+    return batch.done, -batch.priority, batch.rows_done, batch.seq
 
 
 _LOST: Final = "The server's files of this batch are gone or damaged: submit it again."

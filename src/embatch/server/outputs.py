@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -36,28 +36,45 @@ class StoppedError(Exception):
     """The server stops; the output is written anew at the next start."""
 
 
-def write_output(folder: Path, batch: StoredBatch, lines: Iterator[bytes]) -> None:
-    """Writes the output of a batch that has ended, durably and whole, in constant memory.
+class OutputWriter:
+    """The output of a batch that has ended, written in turns and in constant memory. Close it."""
 
-    `folder` is the batch's own. Raises what the lines and the disk raise.
-    """
-    for left in folder.glob(_TEMP_PREFIX + "*"):
-        left.unlink(missing_ok=True)
-    hidden = folder / f"{_TEMP_PREFIX}{secrets.token_hex(4)}"
-    inline = BatchDetails.parse(batch.details).file_name is None
-    before, after = (b",", b"") if inline else (b"", b"\n")
-    try:
-        with hidden.open("xb", buffering=1 << 20) as file:
-            first = True
-            for line in lines:
-                file.write(line + after if first else before + line + after)
-                first = False
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.rename(folder / OUTPUT_FILE)
-    finally:
-        hidden.unlink(missing_ok=True)
-    sync_folder(folder)
+    def __init__(self, folder: Path, batch: StoredBatch, lines: Iterator[bytes]) -> None:
+        """`folder` is the batch's own; what an earlier writer left half written is removed."""
+        for left in folder.glob(_TEMP_PREFIX + "*"):
+            left.unlink(missing_ok=True)
+        self._folder = folder
+        self._lines = lines
+        self._hidden = folder / f"{_TEMP_PREFIX}{secrets.token_hex(4)}"
+        self._file = self._hidden.open("xb", buffering=1 << 20)
+        inline = BatchDetails.parse(batch.details).file_name is None
+        self._before, self._after = (b",", b"") if inline else (b"", b"\n")
+        self._first = True
+
+    def write(self, most_bytes: int) -> bool:
+        """Goes on for about so many bytes. True when the output is there, durably and whole.
+
+        Raises what the lines and the disk raise.
+        """
+        written = 0
+        for line in self._lines:
+            before = b"" if self._first else self._before
+            written += self._file.write(before + line + self._after)
+            self._first = False
+            if written >= most_bytes:
+                return False
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._hidden.rename(self._folder / OUTPUT_FILE)
+        sync_folder(self._folder)
+        return True
+
+    def close(self) -> None:
+        """Removes what is half written. Safe to call twice."""
+        self._lines = iter(())
+        with suppress(OSError):  # what was buffered found no room: it is not wanted
+            self._file.close()
+        self._hidden.unlink(missing_ok=True)
 
 
 def result_lines(

@@ -2,7 +2,7 @@
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from embatch.server import finisher as finishing
 from embatch.server.details import BatchDetails, shown_batch
 from embatch.server.finisher import TRIES, Finisher
 from embatch.server.intake import write_requests
@@ -226,6 +227,85 @@ def test_a_batch_deleted_while_it_is_written_leaves_nothing(store: BatchStore) -
     eventually(lambda: not finisher.open_models())
     finisher.stop()
     assert not store.folder(batch.id).exists()
+
+
+class Interrupted(Weather):
+    """Does something in the midst of a batch's lines."""
+
+    def __init__(self, batch: StoredBatch, then: Callable[[], None]) -> None:
+        self.batch = batch
+        self.then = then
+        self.lines = 0
+
+    def results(self, store: BatchStore, batch: StoredBatch, stopping: Any) -> Any:
+        results = super().results(store, batch, stopping)
+        if results is not None and batch.id == self.batch.id:
+            results.lines = self._lines(results.lines)
+        return results
+
+    def _lines(self, lines: Iterator[bytes]) -> Iterator[bytes]:
+        for line in lines:
+            self.lines += 1
+            if self.lines == 100:
+                self.then()
+            yield line
+
+
+@pytest.mark.parametrize("priority", [0, 7])
+def test_a_large_output_lets_others_pass(
+    store: BatchStore, monkeypatch: pytest.MonkeyPatch, priority: int
+) -> None:
+    """A smaller or more urgent batch that ends meanwhile need not wait for the rest of it."""
+    monkeypatch.setattr(finishing, "TURN_BYTES", 1000, raising=False)
+    large = computed(store, "large", *(f"t{n}" for n in range(300)))
+    later = 400 if priority else 1
+    lines_before: list[int] = []
+
+    def another() -> None:
+        other = computed(store, "other", *(f"o{n}" for n in range(later)))
+        store.set_priority(other.id, priority)
+        assert finisher.reserve(2)
+        finisher.add(other)
+
+    weather = Interrupted(large, another)
+    finisher = Finisher(store, weather, checkpoint=lambda name: lines_before.append(weather.lines))
+    finisher.start()
+    eventually(lambda: not finisher.open_models())
+    finisher.stop()
+    assert len(lines_before) == 2
+    assert lines_before[0] < 150
+    assert [line["key"] for line in outputs(store, large)] == [f"k{n}" for n in range(300)]
+
+
+def test_the_output_of_a_deleted_batch_is_not_written_on(
+    store: BatchStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer stops at the next turn, and nothing of it stays."""
+    monkeypatch.setattr(finishing, "TURN_BYTES", 1000, raising=False)
+    large = computed(store, "large", *(f"t{n}" for n in range(300)))
+
+    def delete() -> None:
+        store.delete(large.id)
+        finisher.forget(large.label)
+
+    weather = Interrupted(large, delete)
+    finisher = Finisher(store, weather)
+    finisher.start()
+    eventually(lambda: not finisher.open_models() and weather.lines >= 100)
+    finisher.stop()
+    assert weather.lines < 150
+    assert not store.folder(large.id).exists()
+
+
+def test_a_server_that_stops_between_turns_leaves_no_half_output(store: BatchStore) -> None:
+    """It is written anew at the next start."""
+    large = computed(store, "large", *(f"t{n}" for n in range(300)))
+    weather = Interrupted(large, lambda: finisher._stopping.set())
+    finisher = Finisher(store, weather)
+    finisher.start()
+    eventually(lambda: not finisher.alive)
+    assert shown_batch(store.get(large.id)).ended_at is None
+    assert not list(store.folder(large.id).glob("output*"))
 
 
 def test_request_files_are_written_in_constant_blocks(tmp_path: Path) -> None:
