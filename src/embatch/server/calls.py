@@ -183,17 +183,23 @@ class Calls:
         name, model = self._model(request, "asyncBatchEmbedContent")
         service = self._service
         async with held_body(request, service.settings.max_inline_bytes) as body:
-            asked = await to_thread.run_sync(
-                lambda: read_create(body.read()), limiter=self._lanes.intake
-            )
+            lane = self._lanes.intake_of(body.seek(0, os.SEEK_END))
+            body.seek(0)
+            asked = await to_thread.run_sync(lambda: read_create(body.read()), limiter=lane)
             batch = message_of(asked, "batch")
+            file_name = text_of(message_of(batch, "inputConfig"), "fileName")
             await service.weather.creating(
                 display_name=text_of(batch, "displayName"),
-                file_name=text_of(message_of(batch, "inputConfig"), "fileName"),
+                file_name=file_name,
             )
+            if file_name:
+                size = await to_thread.run_sync(
+                    service.shelf.size_of, file_name, limiter=self._lanes.polls
+                )
+                lane = self._lanes.intake_of(size)
             made = await to_thread.run_sync(
                 partial(service.batches.create, batch, name, model, service.shelf.open_input),
-                limiter=self._lanes.intake,
+                limiter=lane,
             )
         return json_response(self._operation_of(made))
 

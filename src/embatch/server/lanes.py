@@ -28,3 +28,7 @@ class Lanes:
     intake: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(INTAKE_THREADS))
     small: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(SMALL_THREADS))
     embedding: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(EMBED_THREADS))
+
+    def intake_of(self, size_bytes: int) -> CapacityLimiter:
+        """Where a body or file of this size is read."""
+        return self.small if size_bytes <= SMALL_BYTES else self.intake

@@ -225,6 +225,13 @@ class Shelf:
         except FileNotFoundError:
             raise absent_file(file_id) from None
 
+    def size_of(self, name: str) -> int:
+        """Bytes of a file by `files/…`; 0 when it is not there."""
+        rows = self._database.rows(
+            "SELECT size_bytes FROM files WHERE id = ?", (name.removeprefix("files/"),)
+        )
+        return int(rows[0]["size_bytes"]) if rows else 0
+
     def size_bytes(self) -> int:
         """Bytes of all files."""
         rows = self._database.rows("SELECT coalesce(sum(size_bytes), 0) AS size FROM files")

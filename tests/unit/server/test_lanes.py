@@ -2,12 +2,13 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from embatch.server.lanes import CHANGE_THREADS
+from embatch.server.lanes import CHANGE_THREADS, INTAKE_THREADS, SMALL_BYTES
 
-from .conftest import Server
+from .conftest import MODEL, Server, keyed
 
 
 def test_polls_do_not_wait_for_slow_ends(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +35,33 @@ def test_polls_do_not_wait_for_slow_ends(server: Server, monkeypatch: pytest.Mon
             assert not waiting.acquire(timeout=0.2)
         finally:
             go_on.set()
+
+
+def test_small_creates_do_not_wait_for_large_ones(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their bodies and by their files."""
+    small, large = server.upload(keyed("a")), server.upload(keyed(*["a" * 1000] * 1200))
+    assert server.service.shelf.size_of(large) > SMALL_BYTES
+    waiting, go_on = threading.Semaphore(0), threading.Event()
+    create = server.service.batches.create
+
+    def slow(asked: Any, *more: Any) -> Any:
+        if asked["inputConfig"].get("fileName") == large:
+            waiting.release()
+            assert go_on.wait(20)
+        return create(asked, *more)
+
+    monkeypatch.setattr(server.service.batches, "create", slow)
+    body = {"batch": {"inputConfig": {"fileName": large}}}
+    with ThreadPoolExecutor() as pool:
+        path = f"/v1/models/{MODEL}:asyncBatchEmbedContent"
+        made = [pool.submit(server.json, "POST", path, body) for _ in range(INTAKE_THREADS)]
+        try:
+            for _ in made:
+                assert waiting.acquire(timeout=20)
+            assert server.inline("a")
+            assert server.create({"inputConfig": {"fileName": small}})
+        finally:
+            go_on.set()
+        assert all(one.result(20)["name"] for one in made)
