@@ -48,7 +48,8 @@ Alias = Annotated[
         "--alias",
         metavar="A=M",
         help="Also answer to the name A with model M; may be given often. gemini-embedding-001,"
-        " gemini-embedding-2 and text-embedding-004 stand for --model already.",
+        " gemini-embedding-2, gemini-embedding-2-preview and text-embedding-004 stand for --model"
+        " already.",
     ),
 ]
 ApiKey = Annotated[

@@ -14,7 +14,12 @@ from embatch.types.results import Embedded, TextEngine
 from embatch.types.task import TaskType
 from embatch.vectors import truncate
 
-DEFAULT_ALIASES: Final = ("gemini-embedding-001", "gemini-embedding-2", "text-embedding-004")
+DEFAULT_ALIASES: Final = (
+    "gemini-embedding-001",
+    "gemini-embedding-2",
+    "gemini-embedding-2-preview",
+    "text-embedding-004",
+)
 """Names that stand for the server's model unless an alias says otherwise."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)

@@ -3,6 +3,7 @@
 Pure: no HTTP library, no disk. Source of all shapes: the Gemini API, read 2026-11.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Mapping
@@ -162,6 +163,7 @@ def dump_json(value: Any) -> bytes:
 
 def parse_json(raw: bytes) -> dict[str, Any]:
     """A request's body; an empty one is {}. ApiError 400 for anything that is no JSON object."""
+    raw = raw.removeprefix(codecs.BOM_UTF8)  # as some programs write it
     if not raw.strip():
         return {}
     try:

@@ -1,5 +1,6 @@
 """The body that makes a batch: its inline rows are read one by one, as they are asked for. Pure."""
 
+import codecs
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ def read_create(raw: bytes) -> dict[str, Any]:
     Twenty megabytes of rows made into objects at once would hold all other threads up for a
     second. ApiError 400 for a body that is no JSON object.
     """
+    raw = raw.removeprefix(codecs.BOM_UTF8)  # as some programs write it
     if simdjson is None or not raw.strip():
         return _at_once(raw)
     try:

@@ -91,7 +91,8 @@ def read_request(request: Mapping[str, Any], rules: RowRules) -> RowRequest:
     elif not 1 <= dims <= rules.dims:
         raise invalid(
             f"output_dimensionality: must be between 1 and {rules.dims}, "
-            "the dimensions of the model that this server runs."
+            "the dimensions of the model that this server runs. Ask for fewer or leave it out, or "
+            "start the server with a larger --model."
         )
     task = _read_task(text_of(request, "taskType") or text_of(config, "taskType"))
     title = text_of(request, "title") or text_of(config, "title")
@@ -101,6 +102,7 @@ def read_request(request: Mapping[str, Any], rules: RowRules) -> RowRequest:
 
 
 def _read_task(word: str) -> TaskType | None:
+    word = word.upper()
     if not word or word == _UNSPECIFIED:
         return None
     if word not in _TASKS:

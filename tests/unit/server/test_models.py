@@ -25,7 +25,8 @@ def test_empty_texts_are_left_out() -> None:
 def test_default_names_stand_for_the_servers_model() -> None:
     """Names of the real service lead to the model at hand."""
     catalogue = Catalogue({"fake": FakeEngine(8)}, {})
-    for name in ("fake", "gemini-embedding-001", "gemini-embedding-2", "text-embedding-004"):
+    for name in ("fake", "gemini-embedding-001", "gemini-embedding-2", "gemini-embedding-2-preview",
+                 "text-embedding-004"):  # fmt: skip
         assert catalogue.find(name) is catalogue.own
     assert catalogue.find("gemini-pro") is None
 

@@ -94,6 +94,13 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Any) -> None:
         list(file_rows(file, rules, 1000))
 
 
+@pytest.mark.parametrize("read", [read_create, parse_json])
+def test_a_byte_order_mark_before_a_body_is_skipped(read: Any) -> None:
+    """As before a file; one alone is an empty body."""
+    assert read(b'\xef\xbb\xbf{"a":1}') == {"a": 1}
+    assert read(b"\xef\xbb\xbf") == {}
+
+
 def test_rows_that_are_no_list_are_refused() -> None:
     """400 says where."""
     with pytest.raises(ApiError, match=r"requests\.requests"):

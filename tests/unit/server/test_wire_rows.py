@@ -28,6 +28,7 @@ def test_a_request_is_read_in_either_spelling() -> None:
     for request in (
         {"content": CONTENT, "taskType": "CLUSTERING", "outputDimensionality": 8},
         {"content": CONTENT, "task_type": "CLUSTERING", "output_dimensionality": "8"},
+        {"content": CONTENT, "task_type": "clustering", "output_dimensionality": 8},
         {
             "content": CONTENT,
             "outputDimensionality": 8,
@@ -160,3 +161,9 @@ def test_contents_to_count_stand_in_two_places() -> None:
     ]
     with pytest.raises(ApiError, match="contents"):
         read_countable({})
+
+
+def test_too_many_dimensions_get_a_way_out() -> None:
+    """Programs written for larger models learn what to do."""
+    with pytest.raises(ApiError, match=r"between 1 and 384.* leave it out.* --model"):
+        read_request({"content": CONTENT, "outputDimensionality": 768}, RULES)
