@@ -1,11 +1,13 @@
 """`embatch serve`: the Gemini protocol on this machine, over the local engine."""
 
 import ipaddress
+import math
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from embatch.server.weather import Weather
     from embatch.types.results import TextEngine
 
+
+MAX_LIFETIME_S: Final = 10 * 365 * 86400.0
 
 Host = Annotated[
     str,
@@ -112,7 +116,11 @@ MaxBatches = Annotated[
 FileLifetime = Annotated[
     float,
     typer.Option(
-        "--file-lifetime-s", metavar="S", min=1.0, help="Seconds for which files are kept."
+        "--file-lifetime-s",
+        metavar="S",
+        min=1.0,
+        max=MAX_LIFETIME_S,
+        help="Seconds for which files are kept: ten years at most.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Tell the address as one line of JSON.")]
@@ -148,13 +156,15 @@ def serve(
     if profile == "list":
         _list_presets(session)
         return
+    if math.isnan(file_lifetime_s):
+        raise InvalidRequestError("--file-lifetime-s nan is no number: give seconds")
     key = _key(api_key)
     if key is None:
         _require_loopback(host)
     settings = ServerSettings(
-        folder=(data or load_settings().home / "serve").expanduser().absolute(),
+        folder=_data_folder(data or load_settings().home / "serve"),
         api_key=key,
-        allowed_hosts=frozenset(name.lower() for name in allow_host or ()),
+        allowed_hosts=_allowed_hosts(allow_host or ()),
         max_inline_bytes=max_inline_bytes,
         max_file_bytes=max_file_bytes,
         max_batches=max_batches,
@@ -265,9 +275,51 @@ def _key(given: str | None) -> "Secret | None":
     from embatch.config import Secret, serve_api_key
 
     key = Secret(given) if given is not None else serve_api_key()
-    if key is not None and not key.reveal().strip():
+    if key is None:
+        return None
+    word = key.reveal().strip()
+    if not word:
         raise ConfigError("the API key is empty: give one, or leave --api-key out")
-    return key
+    if not (word.isascii() and word.isprintable()):
+        raise ConfigError(
+            "the API key has characters that no header can carry: give one of letters, digits and "
+            "signs of ASCII"
+        )
+    return Secret(word)
+
+
+def _allowed_hosts(names: Sequence[str]) -> frozenset[str]:
+    for name in names:
+        if not (_HOST_NAME.fullmatch(name) or _is_address(name)):
+            raise InvalidRequestError(
+                f"--allow-host {name!r} is no host's name: give it alone, without http:// and port"
+            )
+    return frozenset(name.lower() for name in names)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+_HOST_NAME: Final = re.compile(r"[a-z0-9._-]+", re.ASCII | re.IGNORECASE)
+
+
+def _data_folder(folder: Path) -> Path:
+    """The folder, made where it is not there. ConfigError where it cannot be used."""
+    folder = folder.expanduser().absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be the data folder ({error.strerror}): give another --data"
+        ) from None
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder} cannot be written to: give another --data")
+    return folder
 
 
 def _require_loopback(host: str) -> None:

@@ -57,7 +57,7 @@ def test_it_tells_where_it_is_and_ends_with_a_signal(tmp_path: Path, number: int
 def test_the_key_may_come_from_the_environment(tmp_path: Path) -> None:
     """Then other addresses than loopback are allowed, and calls need the key."""
     words = ("--data", str(tmp_path), "--host", "0.0.0.0")
-    with launched(*words, EMBATCH_SERVE_API_KEY="the-key") as process:
+    with launched(*words, EMBATCH_SERVE_API_KEY=" the-key \n") as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("embatch serve: http://0.0.0.0:")
@@ -82,6 +82,15 @@ def test_the_key_may_come_from_the_environment(tmp_path: Path) -> None:
         (["--alias", "a b=fake"], "letters"),
         (["--port", "70000"], "--port"),
         (["--max-batches", "0"], "max-batches"),
+        (["--file-lifetime-s", "1e12"], "file-lifetime-s"),
+        (["--file-lifetime-s", "inf"], "file-lifetime-s"),
+        (["--file-lifetime-s", "nan"], "file-lifetime-s"),
+        (["--api-key", "schlüssel"], "ASCII"),
+        (["--api-key", "a\nb"], "ASCII"),
+        (["--allow-host", "foo:8080"], "without http:// and port"),
+        (["--allow-host", "http://foo"], "without http:// and port"),
+        (["--data", __file__], "give another --data"),
+        (["--data", "/dev/null/x"], "give another --data"),
         (["--engine", "other"], "engine"),
     ],
 )
