@@ -13,6 +13,7 @@ from embatch.server.finisher import Finisher
 from embatch.server.intake import count_tokens, file_rows, inline_rows, write_requests
 from embatch.server.models import ServedModel
 from embatch.server.outputs import OUTPUT_FILE
+from embatch.server.room import Room
 from embatch.server.settings import ServerSettings
 from embatch.server.weather import NewBatch, Weather
 from embatch.server.wire import (
@@ -58,6 +59,7 @@ class Batches:
         scheduler: Scheduler,
         finisher: Finisher,
         weather: Weather,
+        room: Room,
     ) -> None:
         """`reads` is another connection to the store: polls never wait for a commit."""
         self._settings = settings
@@ -66,6 +68,7 @@ class Batches:
         self._scheduler = scheduler
         self._finisher = finisher
         self._weather = weather
+        self._room = room
         self._incoming = settings.folder / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True)
         for left in self._incoming.iterdir():
@@ -76,7 +79,7 @@ class Batches:
     ) -> ShownBatch:
         """A new batch as an EmbedContentBatch asks for it; it is queued at once.
 
-        Every row is read and checked before anything is made. ApiError 400, 403 or 429.
+        Every row is read and checked before anything is made. ApiError 400, 403, 429 or 503.
         """
         if not self._finisher.reserve(self._settings.max_batches):
             raise too_many_batches(self._settings.max_batches)
@@ -121,12 +124,14 @@ class Batches:
                     count_tokens=partial(count_tokens, path, model.engine),
                 )
             )
+            dims = self._weather.length_of(plan, written.dims, model.engine.dims)
+            self._room.check(written.rows, dims)
             return self._store.create(
                 label=batch_id,
                 requests=path,
                 items=written.rows,
                 model=model.key,
-                dims=self._weather.length_of(plan, written.dims, model.engine.dims),
+                dims=dims,
                 priority=priority,
                 details=BatchDetails(
                     display_name=display_name, model=called, file_name=file_name or None, plan=plan
@@ -157,12 +162,14 @@ class Batches:
 
     def cancel(self, batch_id: str) -> None:
         """Stops a batch; rows that are done stay. One that has ended stays as it is."""
-        self._weather.cancel(self._store, self._find(self._store, batch_id))
+        batch = self._find(self._store, batch_id)
+        self._room.with_ballast(lambda: self._weather.cancel(self._store, batch))
 
     def delete(self, batch_id: str) -> None:
         """Removes a batch with its results; one under way stops."""
+        batch = self._find(self._store, batch_id)
         try:
-            self._store.delete(self._find(self._store, batch_id).id)
+            self._room.with_ballast(lambda: self._store.delete(batch.id))
         except NotFoundError:
             raise unknown_batch() from None
         self._finisher.forget(batch_id)
@@ -213,7 +220,7 @@ class Batches:
             for batch in page:
                 shown = shown_batch(batch)
                 if shown.ended_at is not None and shown.ended_at.timestamp() < oldest:
-                    self._store.delete(batch.id)
+                    self._room.with_ballast(partial(self._store.delete, batch.id))
             before = page[-1].seq
 
     def _find(self, store: BatchStore, batch_id: str) -> StoredBatch:

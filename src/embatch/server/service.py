@@ -10,6 +10,7 @@ from embatch.errors import ConfigError
 from embatch.server.batches import Batches
 from embatch.server.finisher import Finisher
 from embatch.server.models import Catalogue
+from embatch.server.room import Room
 from embatch.server.settings import ServerSettings
 from embatch.server.shelf import Shelf
 from embatch.server.weather import Weather
@@ -50,6 +51,7 @@ class Service:
         self.shelf = Shelf(settings)
         self.scheduler = Scheduler(working, catalogue.engine_for, models=catalogue.keys())
         self.finisher = Finisher(finishing, self.weather, checkpoint=checkpoint)
+        self.room = Room(settings.folder)
         self.batches = Batches(
             settings,
             store=self.store,
@@ -57,6 +59,7 @@ class Service:
             scheduler=self.scheduler,
             finisher=self.finisher,
             weather=self.weather,
+            room=self.room,
         )
         self.weather.attach(self)
         self._stopping = threading.Event()
@@ -100,7 +103,8 @@ class Service:
 
     def _sweep(self) -> None:
         while not self._stopping.is_set():
-            for sweep in (self.shelf.sweep, self.batches.sweep, self.store.sweep):
+            sweeps = (self.shelf.sweep, self.batches.sweep, self.store.sweep, self.room.keep)
+            for sweep in sweeps:
                 try:
                     sweep()
                 except Exception:  # noqa: BLE001 - the thread's outer edge: the next round tries again

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
+from embatch.server.room import BALLAST_BYTES, BALLAST_FILE
 from embatch.server.wire import VERSIONS
 from embatch.service.store import ORPHAN_AGE_S
 from embatch.testing import FakeEngine
@@ -354,3 +356,52 @@ def test_folders_left_behind_are_swept_again_and_again(
         assert time.monotonic() < deadline
         time.sleep(0.005)
     assert young.exists()
+
+
+@pytest.mark.parametrize("ask", ["delete", "cancel"])
+def test_a_full_disk_can_be_emptied(
+    start: Start, monkeypatch: pytest.MonkeyPatch, ask: str
+) -> None:
+    """Room is kept back for the database's word that a batch is gone, and taken again later."""
+    server = start(engine=FakeEngine(DIMS, delay_s=0.1))
+    store, room = server.service.store, server.service.room
+    ballast = server.service.settings.folder / BALLAST_FILE
+    assert ballast.stat().st_blocks * 512 >= BALLAST_BYTES
+    name = server.inline("a", "b")
+    remove = getattr(store, ask)
+
+    def refuse(batch_id: str) -> Any:
+        if ballast.exists():
+            with store.database.transaction() as db:
+                pages = db.execute("PRAGMA page_count").fetchone()[0]
+                db.execute(f"PRAGMA max_page_count = {pages}")
+                try:
+                    db.execute("CREATE TABLE large AS SELECT zeroblob(1000000)")
+                finally:
+                    db.execute("PRAGMA max_page_count = 1000000")
+        return remove(batch_id)
+
+    monkeypatch.setattr(store, ask, refuse)
+    method, path = ("DELETE", name) if ask == "delete" else ("POST", f"{name}:cancel")
+    assert server.json(method, f"/v1/{path}", {}) == {}
+    assert not ballast.exists()
+    room.keep()
+    assert ballast.exists()
+
+
+def test_a_batch_whose_results_find_no_room_is_refused(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its creation, and nothing of it stays."""
+    usage = shutil.disk_usage(server.service.settings.folder)._replace(free=DIMS * 17 + 8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    name = server.inline("a")
+    refused = server.error(
+        "POST", CREATE, {"batch": {"inputConfig": {"requests": {"requests": rows("a", "b")}}}}
+    )
+    assert refused["code"] == 503
+    assert "2 rows of 16 dims" in refused["message"]
+    assert server.ended(name)["done"]
+    folder = server.service.settings.folder
+    assert len(list((folder / "batches").iterdir())) == 1
+    assert not list((folder / "incoming").iterdir())
