@@ -18,6 +18,7 @@ from embatch.server.bodies import (
     pieces_of,
     read_json,
 )
+from embatch.server.edge import translated
 from embatch.server.lanes import Lanes
 from embatch.server.multipart import Multipart
 from embatch.server.service import Service
@@ -143,6 +144,9 @@ class Uploads:
         try:
             size = await self._append(request, upload, received)
             self._check_chunk(upload, received, size, final=final)
+        except OSError as error:
+            await to_thread.run_sync(os.truncate, self._shelf.blob(upload), received)
+            raise _unwritten(error, received) from error
         except ApiError as error:
             if error.code == 400:
                 await to_thread.run_sync(os.truncate, self._shelf.blob(upload), received)
@@ -155,6 +159,8 @@ class Uploads:
             )
         try:
             file = await to_thread.run_sync(self._shelf.finish, upload, limiter=self._lanes.changes)
+        except OSError as error:
+            raise _unwritten(error, size) from error
         except ApiError as error:
             error.headers.update({_STATUS: "active", _RECEIVED: str(size)})
             raise
@@ -347,6 +353,13 @@ def is_result(file_id: str) -> bool:
 
 
 _LONGEST_ID: Final = 40
+
+
+def _unwritten(error: OSError, received: int) -> ApiError:
+    """What a client is told of bytes that the disk did not take: it may send them again."""
+    answer = translated(error)
+    answer.headers.update({_STATUS: "active", _RECEIVED: str(received)})
+    return answer
 
 
 def _commands(request: Request) -> set[str]:
