@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO, Final
@@ -214,14 +215,13 @@ class Batches:
 
     def sweep(self) -> None:
         """Removes batches that ended long ago, with their results."""
-        before: int | None = None
-        oldest = self._store.clock() - self._settings.result_lifetime_s
-        while page := self._store.page(before_seq=before, limit=1000):
-            for batch in page:
-                shown = shown_batch(batch)
-                if shown.ended_at is not None and shown.ended_at.timestamp() < oldest:
-                    self._room.with_ballast(partial(self._store.delete, batch.id))
-            before = page[-1].seq
+        oldest, seq = self._store.clock() - self._settings.result_lifetime_s, 0
+        while old := self._store.ended_before(oldest, after_seq=seq):
+            for batch in old:
+                if shown_batch(batch).ended_at is not None:
+                    with suppress(NotFoundError):  # its caller was faster
+                        self._room.with_ballast(partial(self._store.delete, batch.id))
+            seq = old[-1].seq
 
     def _find(self, store: BatchStore, batch_id: str) -> StoredBatch:
         batch = store.find(batch_id) if _ID.fullmatch(batch_id) else None

@@ -162,6 +162,16 @@ class BatchStore:
         )
         return [parse_batch(row) for row in rows]
 
+    def ended_before(
+        self, time_s: float, *, after_seq: int = 0, limit: int = 100
+    ) -> list[StoredBatch]:
+        """Batches that ended before `time_s`, seconds since 1970, oldest first; go on by `seq`."""
+        rows = self.database.rows(
+            "SELECT * FROM batches WHERE ended_at < ? AND seq > ? ORDER BY seq LIMIT ?",
+            (time_s, after_seq, limit),
+        )
+        return [parse_batch(row) for row in rows]
+
     def find_all(self, labels: Sequence[str]) -> list[StoredBatch]:
         """The batches that bear any of `labels`, oldest first, in one read."""
         rows = self.database.rows(

@@ -12,7 +12,7 @@ import pytest
 
 from embatch.server.room import BALLAST_BYTES, BALLAST_FILE
 from embatch.server.wire import VERSIONS
-from embatch.service.store import ORPHAN_AGE_S
+from embatch.service.store import ORPHAN_AGE_S, parse_batch
 from embatch.testing import FakeEngine
 from embatch.vectors import truncate
 
@@ -405,3 +405,39 @@ def test_a_batch_whose_results_find_no_room_is_refused(
     folder = server.service.settings.folder
     assert len(list((folder / "batches").iterdir())) == 1
     assert not list((folder / "incoming").iterdir())
+
+
+def test_old_results_are_swept_without_reading_young_ones(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only batches that ended long ago are read, and go; unfinished ones stay however old."""
+    server = start(result_lifetime_s=100.0)
+    old, young = server.inline("a"), server.inline("b")
+    for name in (old, young):
+        server.ended(name)
+    store = server.service.store
+    unwritten = server.inline("c")
+    server.ended(unwritten)
+    for name, unseen in ((old, False), (unwritten, True)):
+        batch = store.find(name.removeprefix("batches/"))
+        assert batch is not None
+        with store.database.transaction() as db:
+            db.execute("UPDATE batches SET ended_at = ended_at - 200 WHERE id = ?", (batch.id,))
+            if unseen:
+                db.execute(
+                    "UPDATE batches SET details = json_set(details, '$.output', NULL)"
+                    " WHERE id = ?", (batch.id,)
+                )  # fmt: skip
+    read: list[str] = []
+
+    def parse(row: Any) -> Any:
+        read.append(f"batches/{row['label']}")
+        return parse_batch(row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("embatch.service.store.parse_batch", parse)
+        server.service.batches.sweep()
+    assert set(read) == {old, unwritten}
+    assert server.error("GET", f"/v1/{old}")["code"] == 404
+    for name in (young, unwritten):
+        assert server.json("GET", f"/v1/{name}")["name"] == name
