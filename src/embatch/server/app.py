@@ -152,6 +152,8 @@ def _health(service: Service) -> Endpoint:
     async def health(_: Request) -> Response:
         trouble = service.trouble()
         if trouble is not None:
+            # Everybody may ask: folders of this machine are named in the log only.
+            trouble = trouble.replace(str(service.settings.folder), "the data folder")
             return json_response({"status": "failing", "reason": trouble}, status=503)
         told = service.scheduler.health()
         progress = told.last_progress_at

@@ -104,7 +104,9 @@ class _Exchange:
 
 
 def translated(error: Exception) -> ApiError:
-    """What a caller is told of a failure. Foreign messages may quote texts: they are not told."""
+    """What a caller is told of a failure. Other messages may quote texts or name folders of this
+    machine: they are not told.
+    """
     match error:
         case ApiError():
             return error
@@ -113,18 +115,19 @@ def translated(error: Exception) -> ApiError:
         case InvalidRequestError():
             return invalid(str(error))
         case ProviderUnavailableError():
-            return ApiError(503, str(error))
+            return ApiError(503, "The server cannot store this now. Please try again later.")
         case OSError(errno=number) if number in _FULL:
             return ApiError(503, "The server's disk is full. Please try again later.")
-        case EmbatchError():
-            return ApiError(500, str(error))
         case _:
             return ApiError(500, "An internal error has occurred.")
 
 
 def failure(error: Exception, route: str) -> Response:
-    """The answer for a call that failed. What is our fault is logged, without its message."""
+    """The answer for a call that failed. What is our fault is logged, with messages of our own
+    alone.
+    """
     answer = translated(error)
     if answer.code >= 500:
-        _log.error("a request to %s failed", route, exc_info=error)
+        said = f": {error}" if isinstance(error, EmbatchError) else ""
+        _log.error("a request to %s failed%s", route, said, exc_info=error)
     return error_response(answer)

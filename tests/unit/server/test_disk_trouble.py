@@ -1,14 +1,16 @@
-"""Uploads while the disk is full."""
+"""What callers meet while the disk does not do its part."""
 
 import errno
+import logging
 import os
 from typing import Any
 
 import pytest
 
+from embatch.errors import ProviderUnavailableError
 from embatch.server import writers
 
-from .conftest import Server
+from .conftest import MODEL, Server, rows
 from .test_files_http import CHUNK, RECEIVED, STATUS, begin, send
 
 
@@ -30,3 +32,24 @@ def test_a_full_disk_loses_one_chunk_only(server: Server, monkeypatch: pytest.Mo
         assert (answer.headers[STATUS], answer.headers[RECEIVED]) == ("active", str(CHUNK))
     done = send(server, url, "upload, finalize", CHUNK, content[CHUNK:])
     assert done.json()["file"]["sizeBytes"] == str(len(content))
+
+
+def test_callers_hear_no_path(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stands in the log, for the operator."""
+    folder = str(server.service.settings.folder)
+
+    def create(*_: Any) -> None:
+        raise ProviderUnavailableError(f"{folder}/x cannot be used")
+
+    monkeypatch.setattr(server.service.batches, "create", create)
+    monkeypatch.setattr(server.service, "trouble", lambda: f"{folder}/x cannot be used")
+    body = {"batch": {"inputConfig": {"requests": {"requests": rows("a")}}}}
+    with caplog.at_level(logging.ERROR, "embatch.server"):
+        error = server.error("POST", f"/v1/models/{MODEL}:asyncBatchEmbedContent", body)
+    assert (error["code"], error["status"]) == (503, "UNAVAILABLE")
+    assert folder not in error["message"]
+    assert f"{folder}/x cannot be used" in caplog.text
+    health = server.http.get("/healthz")
+    assert health.json()["reason"] == "the data folder/x cannot be used"
