@@ -67,7 +67,8 @@ class Service:
 
     def start(self) -> Self:
         """Begins to work on what is unfinished."""
-        foreign = set(self.finisher.open_models()) - set(self.catalogue.keys())
+        waiting = {batch.model for batch in self.finisher.open_batches() if not batch.done}
+        foreign = waiting - set(self.catalogue.keys())
         for key in sorted(foreign):
             _log.warning(
                 "unfinished batches wait for model %s in precision %s: "

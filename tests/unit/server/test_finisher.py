@@ -3,6 +3,7 @@
 import errno
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from embatch.server.finisher import TRIES, Finisher
 from embatch.server.intake import write_requests
 from embatch.server.models import Catalogue
 from embatch.server.outputs import OUTPUT_FILE
+from embatch.server.service import Service
+from embatch.server.settings import ServerSettings
 from embatch.server.weather import Weather
 from embatch.server.wire_rows import RowRules, read_file_row
 from embatch.service.batch import StoredBatch
@@ -227,6 +230,31 @@ def test_a_batch_deleted_while_it_is_written_leaves_nothing(store: BatchStore) -
     eventually(lambda: not finisher.open_models())
     finisher.stop()
     assert not store.folder(batch.id).exists()
+
+
+def test_only_batches_to_be_computed_wait_for_their_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of another model that needs writing only ends at the start, without a warning."""
+    settings = ServerSettings(folder=tmp_path / "data")
+    settings.folder.mkdir()
+    with closing(BatchStore(settings.folder)) as store:
+        batch = computed(store, "written", "a")
+
+    def warnings(engine: FakeEngine) -> list[str]:
+        caplog.clear()
+        service = Service(settings, Catalogue({"other": engine}, {})).start()
+        assert service.stop()
+        return [one.getMessage() for one in caplog.records if "wait for model" in one.getMessage()]
+
+    other = FakeEngine(DIMS, model="other")
+    assert other.model not in batch.model
+    assert warnings(other) == []
+    with closing(BatchStore(settings.folder)) as store, store.database.transaction() as db:
+        db.execute(
+            "UPDATE batches SET state = 'pending', details = json_set(details, '$.output', NULL)"
+        )
+    assert len(warnings(other)) == 1
 
 
 class Interrupted(Weather):
