@@ -15,6 +15,8 @@ from embatch.server.wire import ApiError, invalid
 
 HEAD_S: Final = 20.0
 """Seconds for the head of a request, from the connection's or the head's first byte on."""
+CROWDED_HEAD_S: Final = 2.0
+"""The same while three quarters of all connections are taken: idle ones make way for others."""
 LEFTOVER_S: Final = 30.0
 """Seconds for which a client may go on to send a body that was answered already."""
 LINGER_S: Final = 1.0
@@ -66,7 +68,7 @@ class Connection(H11Protocol):
         if len(self.connections) > most_connections():
             self._refuse(ApiError(503, "The server has too many connections. Try again later."))
             return
-        self._limit(HEAD_S)
+        self._limit(self._head_s())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
@@ -95,7 +97,7 @@ class Connection(H11Protocol):
             if self.conn.our_state is not h11.DONE:
                 self._unlimit()
         elif self._deadline is None and self.conn.our_state is h11.IDLE:
-            self._limit(HEAD_S)
+            self._limit(self._head_s())
 
     def on_response_complete(self) -> None:
         """An answer is sent; the client may still be sending what it was for."""
@@ -107,6 +109,10 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP."""
         self._refuse(invalid(msg))
+
+    def _head_s(self) -> float:
+        crowded = len(self.connections) > most_connections() * 3 // 4
+        return min(HEAD_S, CROWDED_HEAD_S) if crowded else HEAD_S
 
     def _limit(self, seconds: float) -> None:
         self._unlimit()

@@ -277,6 +277,21 @@ def test_too_many_connections_are_refused(start: Start, monkeypatch: pytest.Monk
             one.close()
 
 
+def test_idle_connections_make_way_in_a_crowd(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last quarter must say soon what it wants; the others have their time."""
+    monkeypatch.setattr(connection, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(connection, "CROWDED_HEAD_S", 0.3)
+    server = start()
+    with contextlib.ExitStack() as held:
+        first = [held.enter_context(connect(server)) for _ in range(3)]
+        with connect(server) as last:
+            assert answered(last)[0].startswith(b"HTTP/1.1 408")
+        assert select.select(first, [], [], 0)[0] == []
+        assert server.http.get("/healthz").status_code == 200
+
+
 def test_answers_leave_at_once() -> None:
     """asyncio turns Nagle off only where the socket names its protocol."""
     with bind("127.0.0.1", 0) as bound:
