@@ -4,8 +4,8 @@ import ipaddress
 import math
 import os
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -198,10 +198,23 @@ def _run(
         with session.busy("opening the model"):
             catalogue = open_catalogue(model, aliases, opener)
         opened.callback(catalogue.close)
-        service = Service(settings, catalogue, weather=_weather(profile))
-        ended = serve(service, bound, ready=lambda: _tell(session, url_of(bound), service, profile))
+        with _files_of_ones_own():
+            service = Service(settings, catalogue, weather=_weather(profile))
+            ended = serve(
+                service, bound, ready=lambda: _tell(session, url_of(bound), service, profile)
+            )
         opened.pop_all()  # the service has closed what it could
     return ended
+
+
+@contextmanager
+def _files_of_ones_own() -> Iterator[None]:
+    """What is made meanwhile can be read by nobody else, as it holds callers' texts."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def _require_libraries() -> None:

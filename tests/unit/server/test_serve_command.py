@@ -54,6 +54,30 @@ def test_it_tells_where_it_is_and_ends_with_a_signal(tmp_path: Path, number: int
     assert (tmp_path / "d").stat().st_mode & 0o077 == 0
 
 
+def test_texts_can_be_read_by_nobody_else(tmp_path: Path) -> None:
+    """Also in a folder that was there before and is open to all."""
+    data = tmp_path / "d"
+    before = os.umask(0o022)
+    try:
+        data.mkdir(mode=0o755)
+        with launched("--data", str(data), "--json") as process:
+            assert process.stdout is not None
+            url = json.loads(process.stdout.readline())["url"]
+            row = {"request": {"content": {"parts": [{"text": "a secret"}]}}}
+            made = httpx2.post(
+                url + "/v1/models/fake:asyncBatchEmbedContent",
+                json={"batch": {"inputConfig": {"requests": {"requests": [row]}}}},
+            )
+            assert made.status_code == 200
+            process.terminate()
+            assert process.wait(30) == 0
+    finally:
+        os.umask(before)
+    made_there = list(data.rglob("*"))
+    assert any(path.name == "requests.arrow" for path in made_there)
+    assert [path.name for path in made_there if path.stat().st_mode & 0o077] == []
+
+
 def test_the_key_may_come_from_the_environment(tmp_path: Path) -> None:
     """Then other addresses than loopback are allowed, and calls need the key."""
     words = ("--data", str(tmp_path), "--host", "0.0.0.0")
