@@ -14,7 +14,11 @@ _ALWAYS: Final = {
 }
 _NOWHERE: Final = {"404": "There is no such version of the API."}
 _BODY: Final = {"408": "The body came too slowly."}
+_PLACE: Final = {"403": "Host or Origin names another place."}
 _KEY: Final = {"403": "No key was given, or there is no such file."}
+_UPLOAD_ID: Final = {"type": "string", "pattern": "^[0-9a-f]{40}$"}
+_CHUNK_COMMANDS: Final = ("upload", "upload, finalize", "query", "cancel")
+_OFFSET: Final = {"type": "integer", "minimum": 0}
 _VERSION: Final = {
     "name": "version",
     "in": "path",
@@ -34,7 +38,8 @@ def build_openapi(models: Sequence[str], dims: int, *, keyed: bool) -> dict[str,
             "title": "embatch serve",
             "version": __version__,
             "description": "The embedding part of the Gemini API, over a model on this machine. "
-            "Fields may be spelled in camelCase or snake_case; unknown fields are ignored.",
+            "Fields may be spelled in camelCase or snake_case; unknown fields are ignored. "
+            "Other methods get 405.",
         },
         "security": security,
         "paths": {
@@ -101,10 +106,7 @@ def _call(
         "parameters": [_VERSION, *parameters],
         "responses": {
             "200": answer,
-            **{
-                code: {"description": words, "content": {_JSON: {"schema": ref("Error")}}}
-                for code, words in sorted(told.items())
-            },
+            **{code: _refusal(words) for code, words in sorted(told.items())},
         },
     }
     if body:
@@ -113,6 +115,10 @@ def _call(
             "content": {_JSON: {"schema": ref(body)}},
         }
     return shown
+
+
+def _refusal(words: str) -> dict[str, Any]:
+    return {"description": words, "content": {_JSON: {"schema": ref("Error")}}}
 
 
 def _model_paths(models: Sequence[str]) -> dict[str, Any]:
@@ -254,7 +260,7 @@ def _file_paths() -> dict[str, Any]:
             "x-goog-upload-url": {"schema": {"type": "string"}},
             "x-goog-upload-chunk-granularity": {"schema": {"type": "string"}},
         },
-        "content": empty,
+        "content": {**empty, _JSON: {"schema": ref("UploadResponse")}},
     }
     taken = {
         "description": "Taken; after the last chunk with the file.",
@@ -322,7 +328,13 @@ def _begin(answer: dict[str, Any]) -> dict[str, Any]:
             _header(
                 "X-Goog-Upload-Protocol", {"type": "string", "const": "resumable"}, required=True
             ),
-            _header("X-Goog-Upload-Command", {"type": "string", "const": "start"}, required=True),
+            _query("upload_id", _UPLOAD_ID),
+            _header(
+                "X-Goog-Upload-Command",
+                {"type": "string", "enum": ["start", *_CHUNK_COMMANDS]},
+                required=True,
+            ),
+            _header("X-Goog-Upload-Offset", _OFFSET),
             _header(
                 "X-Goog-Upload-Header-Content-Length",
                 {"type": "integer", "minimum": 0, "maximum": 1 << 20},
@@ -340,13 +352,13 @@ def _go_on(answer: dict[str, Any]) -> dict[str, Any]:
         "Goes on with an upload; POST does the same. Its id is its secret: no key is needed.",
         answer,
         parameters=[
-            _query("upload_id", {"type": "string", "pattern": "^[0-9a-f]{40}$"}, required=True),
+            _query("upload_id", _UPLOAD_ID, required=True),
             _header(
                 "X-Goog-Upload-Command",
-                {"type": "string", "enum": ["upload", "upload, finalize", "query", "cancel"]},
+                {"type": "string", "enum": list(_CHUNK_COMMANDS)},
                 required=True,
             ),
-            _header("X-Goog-Upload-Offset", {"type": "integer", "minimum": 0}),
+            _header("X-Goog-Upload-Offset", _OFFSET),
         ],
         errors={
             "404": "There is no such upload.",
@@ -376,12 +388,10 @@ def _own_paths() -> dict[str, Any]:
         "content": {_JSON: {"schema": ref("Trouble")}},
     }
     metrics = plain("metrics", "Figures for Prometheus.", "text/plain", {"type": "string"})
-    for code, words in {**_ALWAYS, **_KEY}.items():
-        metrics["responses"][code] = {
-            "description": words,
-            "content": {_JSON: {"schema": ref("Error")}},
-        }
     own = plain("openapi", "This description.", _JSON, {"type": "object"})
+    for shown, errors in ((metrics, {**_ALWAYS, **_KEY}), (health, _PLACE), (own, _PLACE)):
+        for code, words in errors.items():
+            shown["responses"][code] = _refusal(words)
     return {
         "/healthz": {"get": {**health, "security": []}},
         "/metrics": {"get": metrics},
