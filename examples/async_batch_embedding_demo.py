@@ -34,7 +34,7 @@ def open_client() -> Iterator[Client]:
         return
     from embatch.testing.cloud import FakeCloud
 
-    print("no key: using a cloud on this machine\n")
+    print("no key: using a cloud on this machine; its vectors are hashes, without meaning\n")
     with (
         FakeCloud(job_duration_s=3.0) as cloud,
         Client(api_key=cloud.api_key, base_url=cloud.gemini_url) as client,

@@ -359,6 +359,18 @@ def test_a_key_that_is_refused_stops_the_run_and_loses_nothing(begin: Any) -> No
     job.check_nothing_left()
 
 
+def test_vectors_of_another_length_stop_the_run_at_once(begin: Any) -> None:
+    """What every row of a batch says will not change: nothing is bought a second time."""
+    job = begin()
+    job.fault("wrong_dims", fraction=1.0, dims=50)
+    done = job.run()
+    assert done.returncode == 1
+    status = json.loads(done.stdout)
+    assert "50 values" in status["error"]
+    assert "--dims" in status["error"]
+    assert job.cloud.bill().rows_billed_twice == 0
+
+
 def test_what_cannot_be_removed_fails_no_run(begin: Any) -> None:
     """Deletions that are refused leave batches behind, and `forget` takes them away later."""
     job = begin()

@@ -1,5 +1,7 @@
 """`embatch demo`: real texts found on the machine, embedded, saved and searched."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -100,9 +102,18 @@ def _show_next(session: Session, texts: Path, vectors: Path) -> None:
     session.say("")
     session.say("Go on with:", style="dim")
     for command in (
-        f'embatch search {vectors} "parse a date"',
-        f"embatch verify {vectors}",
-        "embatch runs",
-        f"embatch run {texts} -o my-vectors --key name",
+        f'search {vectors} "parse a date"',
+        f"verify {vectors}",
+        "runs",
+        f"run {texts} -o my-vectors --key name --keep text",
     ):
-        session.say(f"  {command}")
+        session.say(f"  {_executable()} {command}")
+
+
+def _executable() -> str:
+    """What to type for `embatch` here: its path where the shell does not find it."""
+    own = Path(sys.executable).with_name("embatch")
+    if shutil.which("embatch") is not None or not own.exists():
+        return "embatch"
+    here = Path.cwd()
+    return str(own.relative_to(here) if own.is_relative_to(here) else own)

@@ -40,12 +40,14 @@ def runs(
         session.say("no runs: embatch run INPUT -o OUT starts one")
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("run", "name", "state"):
-        table.add_column(title, no_wrap=True)
-    table.add_column("rows", justify="right", no_wrap=True)
-    table.add_column("failed", justify="right", no_wrap=True)
-    table.add_column("begun", no_wrap=True)
-    table.add_column("out", overflow="fold")
+    longest = max(len(status.id) for status in statuses)
+    table.add_column("run", no_wrap=True, min_width=longest)
+    table.add_column("name", overflow="fold")
+    table.add_column("state", overflow="fold", min_width=9)
+    table.add_column("rows", justify="right", overflow="fold", min_width=9)
+    table.add_column("failed", justify="right", no_wrap=True, min_width=6)
+    table.add_column("begun", overflow="fold", min_width=10)
+    table.add_column("out", overflow="fold", min_width=12)
     for status in statuses:
         table.add_row(
             status.id,

@@ -52,6 +52,12 @@ def collect_results(step: Step) -> Outcome:
             return Stuck(error=f"batch {batch.number} is quarantined: {error}")
         joined = join.finish()
         errors = dict(joined.errors)
+        if len(errors) == batch.items and all(one.code == "wrong_dims" for one in errors.values()):
+            # Another try would buy the same: the run asks for what the model does not give.
+            return Stuck(
+                error=f"batch {batch.number} was computed in vain: {errors[0].message} in every "
+                "row; forget this run and start a new output with the --dims that the model gives"
+            )
         if context.config.too_long == "fail":
             errors |= dict.fromkeys(np.flatnonzero(joined.truncated).tolist(), TOO_LONG)
         context.checkpoint("results.joined")
