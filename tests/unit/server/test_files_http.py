@@ -167,7 +167,7 @@ def test_a_client_that_comes_back_takes_its_upload_over(server: Server) -> None:
         at = received(server, url, 1_048_576)
         refused = send(server, url, "upload, finalize", at + 1, b"")
         at = int(refused.headers[RECEIVED])
-        assert at == 1_500_000
+        assert 1_048_576 <= at <= 1_500_000  # what was still on its way is not waited for
         hanging.settimeout(10)
         assert hanging.recv(4096).startswith(b"HTTP/1.1 409")
     done = send(server, url, "upload, finalize", at, content[at:])
