@@ -93,7 +93,7 @@ def plan(
     precision: options.Precision = "auto",
     max_batch_items: options.MaxBatchItems = None,
     max_batch_tokens: options.MaxBatchTokens = None,
-    poll_interval: options.PollInterval = None,  # noqa: ARG001 - see below
+    poll_interval: options.PollInterval = None,  # noqa: ARG001 - taken: every flag of run is
     timeout: options.Timeout = None,  # noqa: ARG001
     priority: options.Priority = None,  # noqa: ARG001
     reuse: options.Reuse = None,
