@@ -1,6 +1,8 @@
 """Arguments and options that several commands take, each said once."""
 
+import math
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +10,8 @@ import typer
 
 from embatch.cli.logs import start_logging
 from embatch.errors import InvalidRequestError
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 Inputs = Annotated[
     list[str],
@@ -149,6 +153,41 @@ Settle = Annotated[
         help="How long a batch whose creation is in doubt may still turn up.  Default: 600.",
     ),
 ]
+MaxCost = Annotated[
+    float | None,
+    typer.Option("--max-cost", metavar="USD", min=0.0, help="Never spend more than this (exit 4)."),
+]
+Audit = Annotated[
+    str,
+    typer.Option(
+        "--audit",
+        metavar="N|all|off",
+        help="Rows of each batch to embed again and compare, where embedding is billed.",
+    ),
+]
+Deadline = Annotated[
+    str | None,
+    typer.Option(
+        "--deadline",
+        metavar="T",
+        help="When the vectors are needed, as 8h or 2026-12-24T18:00: what batches will not "
+        "make goes through the interactive API.",
+    ),
+]
+StuckAfter = Annotated[
+    str,
+    typer.Option(
+        "--stuck-after", metavar="T", help="A batch that stands still so long is sent again."
+    ),
+]
+NoProbe = Annotated[
+    bool,
+    typer.Option("--no-probe", help="Send everything at once, without a first small batch."),
+]
+KeepRemote = Annotated[
+    bool,
+    typer.Option("--keep-remote", help="Leave inputs and finished batches at the provider."),
+]
 AlertBelow = Annotated[
     float,
     typer.Option(
@@ -203,3 +242,42 @@ def parse_tags(tags: Sequence[str] | None) -> dict[str, str]:
             raise InvalidRequestError(f"--tag {tag!r} is no tag: give --tag KEY=VALUE")
         parsed[name] = value
     return parsed
+
+
+def parse_audit(value: str) -> int | Literal["all", "off"]:
+    """How many rows of a batch "8", "all" or "off" asks to audit."""
+    if value in ("all", "off"):
+        return "all" if value == "all" else "off"
+    if not value.isascii() or not value.isdigit():
+        raise InvalidRequestError(f"--audit {value!r}: give a number of rows, all, or off")
+    return int(value) or "off"
+
+
+def parse_duration(value: str, flag: str) -> float:
+    """Seconds of "90", "90s", "30m", "8h" or "2d". InvalidRequestError names the flag."""
+    text, factor = value.strip().lower(), 1.0
+    if text and text[-1] in _UNITS_S:
+        text, factor = text[:-1], _UNITS_S[text[-1]]
+    try:
+        seconds = float(text) * factor
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0:
+        raise InvalidRequestError(f"{flag} {value!r} is no time: write it like 90s, 30m, 8h or 2d")
+    return seconds
+
+
+def parse_moment(value: str | None, flag: str, *, now: float) -> float | None:
+    """Seconds since 1970 of "8h" from `now`, or of a date and time; without a zone it is local."""
+    if value is None:
+        return None
+    try:
+        return datetime.fromisoformat(value).timestamp()
+    except ValueError:
+        pass
+    try:
+        return now + parse_duration(value, flag)
+    except InvalidRequestError:
+        raise InvalidRequestError(
+            f"{flag} {value!r} is no time: write it like 8h or 2026-12-24T18:00"
+        ) from None

@@ -31,13 +31,19 @@ def run(
     precision: options.Precision = "auto",
     max_batch_items: options.MaxBatchItems = None,
     max_batch_tokens: options.MaxBatchTokens = None,
+    max_cost: options.MaxCost = None,
+    audit: options.Audit = "8",
     poll_interval: options.PollInterval = None,
     timeout: options.Timeout = None,
+    deadline: options.Deadline = None,
     priority: options.Priority = None,
     reuse: options.Reuse = None,
     too_long: options.TooLong = "send",
     staging: options.Staging = None,
     settle: options.Settle = None,
+    stuck_after: options.StuckAfter = "24h",
+    no_probe: options.NoProbe = False,
+    keep_remote: options.KeepRemote = False,
     alert_below: options.AlertBelow = 95.0,
     name: options.Name = None,
     tag: options.Tags = None,
@@ -72,6 +78,12 @@ def run(
             too_long=too_long,
             staging=staging,
             settle_s=settle,
+            max_cost_usd=max_cost,
+            audit=options.parse_audit(audit),
+            deadline=options.parse_moment(deadline, "--deadline", now=environment.now()),
+            stuck_after_s=options.parse_duration(stuck_after, "--stuck-after"),
+            probe=not no_probe,
+            keep_remote=keep_remote,
             alert_below_pct=alert_below,
         )
         if no_wait:
@@ -93,13 +105,19 @@ def plan(
     precision: options.Precision = "auto",
     max_batch_items: options.MaxBatchItems = None,
     max_batch_tokens: options.MaxBatchTokens = None,
+    max_cost: options.MaxCost = None,  # noqa: ARG001
+    audit: options.Audit = "8",  # noqa: ARG001
     poll_interval: options.PollInterval = None,  # noqa: ARG001 - taken: every flag of run is
     timeout: options.Timeout = None,  # noqa: ARG001
+    deadline: options.Deadline = None,  # noqa: ARG001
     priority: options.Priority = None,  # noqa: ARG001
     reuse: options.Reuse = None,
     too_long: options.TooLong = "send",  # noqa: ARG001
     staging: options.Staging = None,  # noqa: ARG001
     settle: options.Settle = None,  # noqa: ARG001
+    stuck_after: options.StuckAfter = "24h",  # noqa: ARG001
+    no_probe: options.NoProbe = False,  # noqa: ARG001
+    keep_remote: options.KeepRemote = False,  # noqa: ARG001
     alert_below: options.AlertBelow = 95.0,  # noqa: ARG001
     name: options.Name = None,  # noqa: ARG001
     tag: options.Tags = None,

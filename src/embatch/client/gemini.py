@@ -74,6 +74,11 @@ class Gemini:
     """Version of the API in every path: "v1beta"."""
 
     @property
+    def account(self) -> str:
+        """Where the calls go, and a mark of the key that tells two keys apart."""
+        return f"{self.calls.base_url.partition('://')[2]}/{self.calls.authorization.mark}"
+
+    @property
     def ignores_dims(self) -> bool:
         """Vectors come as short as they were asked for."""
         return False

@@ -53,6 +53,12 @@ class Vertex:
     open_storage: Callable[[], "ObjectStorage"] = field(repr=False)
 
     @property
+    def account(self) -> str:
+        """Project and location, or a mark of the express key."""
+        places = self.places
+        return f"{places.project or self.calls.authorization.mark}/{places.location or 'global'}"
+
+    @property
     def ignores_dims(self) -> bool:
         """Full vectors may come though fewer values were asked for: they are cut here."""
         return True

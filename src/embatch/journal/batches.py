@@ -1,6 +1,6 @@
 """Batches in the journal: entering, guarded changes of state, and sums over them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, delete, select, update
@@ -8,6 +8,7 @@ from sqlalchemy import Connection, delete, select, update
 from embatch.errors import LeaseLostError, NotFoundError, TransitionRefusedError
 from embatch.journal.database import Database
 from embatch.journal.entries import enter_batches, enter_failures
+from embatch.journal.jobs import record_job
 from embatch.journal.records import BatchRecord, Failure, NewBatch, RunCounts
 from embatch.journal.rows import batch_record, record_event
 from embatch.journal.schema import batches_table, failures_table, runs_table
@@ -23,6 +24,8 @@ from embatch.types.state import (
 )
 
 PAGE_ROWS = 500
+Also = Callable[[Connection], None]
+"""Something that must happen with a change of state or not at all; raising undoes the change."""
 
 _RESET = (
     BatchState.UPLOADED,
@@ -125,15 +128,18 @@ class BatchTable:
         event: BatchEvent,
         *,
         now: float,
+        scope: str | None = None,
+        also: Sequence[Also] = (),
         children: Sequence[NewBatch] = (),
         failures: Sequence[Failure] = (),
         **facts: Any,
     ) -> BatchRecord:
         """Moves `batch` from the state it was read in by `event`, with its facts, all or nothing.
 
-        `children` are entered and `failures` recorded in the same transaction. Raises
-        LeaseLostError when the lease went to another process and TransitionRefusedError when
-        the batch stands in another state.
+        `children` are entered, `failures` recorded and `also` done in the same transaction; with
+        `scope`, the provider's, the remote job that bears the batch's label is recorded too.
+        Raises LeaseLostError when the lease went to another process and TransitionRefusedError
+        when the batch stands in another state.
         """
         target = next_batch_state(batch.state, event)
         table = batches_table.c
@@ -150,6 +156,11 @@ class BatchTable:
             ).one_or_none()
             if row is None:
                 raise _refusal(connection, batch, event)
+            after = batch_record(row)
+            if scope is not None:
+                record_job(connection, batch, after, event, scope=scope, now=now)
+            for change in also:
+                change(connection)
             enter_batches(connection, batch.run_id, children, now)
             enter_failures(connection, batch.run_id, failures)
             record_event(
@@ -162,7 +173,7 @@ class BatchTable:
                 target=target,
                 data=_event_data(facts, children, failures),
             )
-            return batch_record(row)
+            return after
 
     def note(self, batch: BatchRecord, token: str, *, now: float, **facts: Any) -> None:
         """Records facts that change no state: counts after a poll. A lost lease is an error."""

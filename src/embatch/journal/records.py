@@ -34,6 +34,10 @@ class RunRecord:
     updated_at: float
     started_at: float | None
     finished_at: float | None
+    resume_at: float | None
+    """When a parked run goes on."""
+    audit_rows: int | None
+    """Rows of each batch to audit since a mismatch was found; None: as the config says."""
     lease_owner: str | None
     lease_token: str | None
     lease_expires_at: float | None
@@ -49,6 +53,8 @@ class NewBatch:
     row_max: int
     stage: str | None = None
     tokens_estimated: int = 0
+    tokens_bound: int = 0
+    """More tokens cannot be billed for it."""
     text_bytes: int = 0
     owner_min: int | None = None
     owner_max: int | None = None
@@ -85,6 +91,7 @@ class BatchRecord:
     attempt: int
     items: int
     tokens_estimated: int
+    tokens_bound: int
     text_bytes: int
     row_min: int
     row_max: int
@@ -122,6 +129,14 @@ class BatchRecord:
     finished_at: float | None
     cleared_at: float | None
     """When what the provider held of it was removed there."""
+    moved_at: float | None
+    """When its counts or its state at the provider last changed."""
+    cancel_asked_at: float | None
+    """When the provider was asked to stop it, because it did not move."""
+    audited: int | None
+    """Rows that were embedded again to compare; None: not yet."""
+    audit_least: float | None
+    """Least cosine among them."""
     lease_owner: str | None
     lease_token: str | None
     lease_expires_at: float | None

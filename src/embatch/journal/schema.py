@@ -56,6 +56,8 @@ runs_table = Table(
     Column("updated_at", Float, nullable=False),
     Column("started_at", Float),
     Column("finished_at", Float),
+    Column("resume_at", Float),
+    Column("audit_rows", Integer),
     Column("lease_owner", Text),
     Column("lease_token", String(32)),
     Column("lease_expires_at", Float),
@@ -73,6 +75,7 @@ batches_table = Table(
     Column("attempt", Integer, nullable=False),
     Column("items", Integer, nullable=False),
     Column("tokens_estimated", _big, nullable=False),
+    Column("tokens_bound", _big, nullable=False, server_default="0"),
     Column("text_bytes", _big, nullable=False),
     Column("row_min", _big, nullable=False),
     Column("row_max", _big, nullable=False),
@@ -106,6 +109,10 @@ batches_table = Table(
     Column("submitted_at", Float),
     Column("finished_at", Float),
     Column("cleared_at", Float),
+    Column("moved_at", Float),
+    Column("cancel_asked_at", Float),
+    Column("audited", Integer),
+    Column("audit_least", Float),
     Column("lease_owner", Text),
     Column("lease_token", String(32)),
     Column("lease_expires_at", Float),
@@ -147,4 +154,74 @@ events_table = Table(
     Column("target", String(32)),
     Column("data", JSON),
     Index("events_by_run", "run_id", "id"),
+)
+
+jobs_table = Table(
+    "jobs",
+    metadata,
+    Column("label", String(128), primary_key=True),
+    Column("run_id", String(32), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("batch_id", _big, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("items", Integer, nullable=False),
+    Column("tokens", _big, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("occupies", Boolean, nullable=False),
+    Column("remote_name", Text),
+    Column("intended_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Index("jobs_occupying", "scope", "occupies"),
+    Index("jobs_by_run", "run_id", "state"),
+    Index("jobs_by_batch", "batch_id"),
+)
+
+ledger_table = Table(
+    "ledger",
+    metadata,
+    Column("ref", String(160), primary_key=True),
+    Column("run_id", String(32), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("batch_id", _big),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("rows_failed", Integer, nullable=False),
+    Column("rows_again", Integer, nullable=False),
+    Column("tokens_bound", _big, nullable=False),
+    Column("tokens", _big),
+    Column("usd_bound", Float, nullable=False),
+    Column("usd", Float),
+    Column("estimated", Boolean, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("settled_at", Float),
+    Index("ledger_by_run", "run_id", "state"),
+)
+
+quotas_table = Table(
+    "quotas",
+    metadata,
+    Column("scope", Text, primary_key=True),
+    Column("belief", JSON, nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+
+calibrations_table = Table(
+    "calibrations",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("text_bytes", _big, nullable=False),
+    Column("tokens", _big, nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+
+audits_table = Table(
+    "audits",
+    metadata,
+    Column("run_id", String(32), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("batch_id", _big, primary_key=True),
+    Column("row", _big, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("cosine", Float, nullable=False),
+    Column("passed", Boolean, nullable=False),
+    Column("at", Float, nullable=False),
 )

@@ -10,6 +10,7 @@ from embatch.errors import JournalError, NotFoundError, TransitionRefusedError
 from embatch.journal.batches import BatchTable
 from embatch.journal.database import Database
 from embatch.journal.entries import cancel_batches, enter_adopted
+from embatch.journal.jobs import JobTable
 from embatch.journal.leases import LeaseTable
 from embatch.journal.records import AdoptedPart, EventRecord, Failure, RunRecord
 from embatch.journal.rows import record_event, run_record
@@ -28,6 +29,7 @@ class Journal:
         self.id = database.journal_id
         self.batches = BatchTable(database)
         self.leases = LeaseTable(database)
+        self.jobs = JobTable(database)
 
     @classmethod
     def open(cls, url: str) -> "Journal":

@@ -43,6 +43,21 @@ class RemoteBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteJob:
+    """A batch in the provider's own list, ours or another's."""
+
+    name: str
+    label: str
+    """Its display name as it stands at the service."""
+    state: JobState | str
+    done: bool
+    created_at: float | None = None
+    """Seconds since 1970."""
+    items: int | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteStatus:
     """One look at a remote batch."""
 
@@ -77,6 +92,11 @@ class Provider(Protocol):
         """What a batch may hold, and how many may be in flight."""
         ...
 
+    @property
+    def scope(self) -> str:
+        """What shares one quota: provider, project (or a mark of the key) and model."""
+        ...
+
     def upload(self, stage: StagedItems, label: str) -> str:
         """Brings the items to the service. Gives the reference that `submit` takes.
 
@@ -101,6 +121,10 @@ class Provider(Protocol):
 
         Any trouble on the way is an error: a look that was cut short says nothing.
         """
+        ...
+
+    def listed(self) -> Iterator[RemoteJob]:
+        """Every batch in the service's list, those of others too, as a complete walk."""
         ...
 
     def poll(self, name: str) -> RemoteStatus:

@@ -25,7 +25,7 @@ from embatch.errors import (
     PermissionDeniedError,
     ProviderUnavailableError,
 )
-from embatch.providers.base import RemoteBatch, RemoteStatus, wire_key
+from embatch.providers.base import RemoteBatch, RemoteJob, RemoteStatus, wire_key
 from embatch.providers.limits import batch_limits, service_limits
 from embatch.transport import Transport
 from embatch.types.batch import EmbedContentBatch, Limits
@@ -142,6 +142,11 @@ class CloudProvider:
         model = self._options.model
         return batch_limits(service_limits(self.name, model), model, settle_s=self._settle_s)
 
+    @property
+    def scope(self) -> str:
+        """Service, project (or the key's mark) and model."""
+        return f"{self.name}/{self._cloud.account}/{self._options.model.name}"
+
     def submit(self, input_ref: str, label: str, *, items: int, priority: int) -> RemoteBatch:
         """Creates the batch by one request, sent again only where a token was refused."""
         new = NewFileBatch(
@@ -188,6 +193,19 @@ class CloudProvider:
         if found is None and trouble is not None:
             raise trouble
         return None if found is None else RemoteBatch(name=found.name, label=label)
+
+    def listed(self) -> Iterator[RemoteJob]:
+        """Every embedding batch that the service lists."""
+        for batch in stream(self._cloud.list_batches(), self._performer):
+            yield RemoteJob(
+                name=batch.name,
+                label=batch.label,
+                state=batch.state,
+                done=batch.is_terminal,
+                created_at=None if batch.create_time is None else batch.create_time.timestamp(),
+                items=batch.batch_stats.request_count or None,
+                model=batch.model,
+            )
 
     def poll(self, name: str) -> RemoteStatus:
         """The batch's state. One that completed but shows no results raises

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from embatch.errors import InvalidRequestError, NotFoundError, ProviderUnavailableError
-from embatch.providers.base import RemoteBatch, RemoteStatus, StagedItems, label_hash
+from embatch.providers.base import RemoteBatch, RemoteJob, RemoteStatus, StagedItems, label_hash
 from embatch.service.batch import StoredBatch
 from embatch.service.scheduler import Scheduler
 from embatch.service.store import BatchStore
@@ -92,6 +92,11 @@ class LocalProvider:
             billed=False,
         )
 
+    @property
+    def scope(self) -> str:
+        """This machine: nothing is rationed here."""
+        return "local"
+
     def upload(self, stage: StagedItems, label: str) -> str:  # noqa: ARG002 - the port's signature
         """The stage's own path: there is nothing to send."""
         return str(stage.path)
@@ -116,6 +121,22 @@ class LocalProvider:
         """The batch that bears `label`, at once and surely."""
         batch = self._service()[0].find(label)
         return RemoteBatch(name=batch.id, label=label) if batch else None
+
+    def listed(self) -> Iterator[RemoteJob]:
+        """Every batch in the folder."""
+        store, before = self._service()[0], None
+        while page := store.page(before_seq=before):
+            for batch in page:
+                yield RemoteJob(
+                    name=batch.id,
+                    label=batch.label,
+                    state=batch.state,
+                    done=batch.done,
+                    created_at=batch.created_at.timestamp(),
+                    items=batch.items,
+                    model=batch.model,
+                )
+            before = page[-1].seq
 
     def poll(self, name: str) -> RemoteStatus:
         """The batch's state. Raises `ProviderUnavailableError` while a full disk holds all up."""

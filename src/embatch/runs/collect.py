@@ -14,6 +14,7 @@ from embatch.datasets.stage import StageFile, write_stage
 from embatch.errors import AlignmentError, NotFoundError
 from embatch.journal.records import Failure, NewBatch
 from embatch.runs.outcomes import Done, Now, Outcome, Stuck
+from embatch.runs.pace import RETRY_DELAY_S
 from embatch.runs.step import Step
 from embatch.runs.verify import Join, Joined
 from embatch.types.embedding import RowError
@@ -22,8 +23,6 @@ from embatch.types.state import BatchEvent
 
 MAX_ATTEMPTS = 5
 """How often a row with a transient error is sent, before its failure counts as permanent."""
-RETRY_DELAY_S = 2.0
-"""Wait before the second attempt; grows with each one."""
 MATRIX_IN_MEMORY_BYTES = 64 << 20
 """A batch's vectors above this size are gathered in a mapped file instead."""
 WRITE_ROWS = 1024

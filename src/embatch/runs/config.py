@@ -5,6 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 TooLong = Literal["send", "cut", "fail"]
+Audit = int | Literal["all", "off"]
+DEFAULT_AUDIT = 8
+"""Rows of each batch that are embedded again to compare (spec.md section 4.2)."""
+STUCK_AFTER_S = 24 * 3600.0
+"""A batch that has not moved for so long is stopped and sent again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +37,17 @@ class RunConfig:
     alert_below_pct: float = 95.0
     settle_s: float | None = None
     """How long an ambiguous submission may still turn up; None: the provider's default."""
+    max_cost_usd: float | None = None
+    """What the run may cost at most; None: as much as it takes."""
+    audit: Audit = DEFAULT_AUDIT
+    """Rows of each batch to embed again and compare, on providers that bill."""
+    deadline: float | None = None
+    """Seconds since 1970 by which the vectors are needed."""
+    stuck_after_s: float = STUCK_AFTER_S
+    probe: bool = True
+    """A first small batch proves key, model and vectors before the rest is sent, where it bills."""
+    keep_remote: bool = False
+    """Inputs and finished batches stay at the provider."""
     staging: str | None = None
     """Vertex AI: `gs://bucket/prefix`; None: the environment's."""
 

@@ -23,8 +23,14 @@ class Step:
 
     def move(self, event: BatchEvent, **facts: Any) -> "Step":
         """Journals `event` and its facts; gives the step on the batch as it stands now."""
+        provider = self.context.provider
         batch = self.context.journal.batches.transition(
-            self.batch, self.token, event, now=self.context.now(), **facts
+            self.batch,
+            self.token,
+            event,
+            now=self.context.now(),
+            scope=provider.scope if provider.limits.billed else None,
+            **facts,
         )
         return replace(self, batch=batch)
 

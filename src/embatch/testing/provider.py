@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from embatch.errors import NotFoundError
-from embatch.providers.base import RemoteBatch, RemoteStatus, StagedItems, wire_key
+from embatch.providers.base import RemoteBatch, RemoteJob, RemoteStatus, StagedItems, wire_key
 from embatch.testing.engine import FakeEngine
 from embatch.types.batch import Limits
 from embatch.types.embedding import Space
@@ -65,6 +65,9 @@ class FakeProvider:
         """The fake engine's space."""
         return Space(provider="fake", model="fake", dims=self.dims)
 
+    scope = "fake"
+    """What shares one quota."""
+
     def upload(self, stage: StagedItems, label: str) -> str:
         """Keeps the texts under a reference of their own."""
         self._uploads[f"file-{label}"] = [
@@ -95,6 +98,17 @@ class FakeProvider:
             if job.label == label:
                 return RemoteBatch(name=name, label=label)
         return None
+
+    def listed(self) -> Iterator[RemoteJob]:
+        """Every job that is not discarded."""
+        for name, job in list(self.jobs.items()):
+            yield RemoteJob(
+                name=name,
+                label=job.label,
+                state=job.state,
+                done=job.state not in (JobState.PENDING, JobState.PROCESSING),
+                items=len(job.texts),
+            )
 
     def poll(self, name: str) -> RemoteStatus:
         """The job as the script left it."""

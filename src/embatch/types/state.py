@@ -11,7 +11,10 @@ A batch, on its way down; what stands beside the line is where trouble leads:
                                                         ▼             ▼
                                                  split (into child batches, or into row failures)
 
-Copies (rows whose text stands elsewhere) know no provider: they go from planned to ready.
+Copies (rows whose text stands elsewhere) know no provider: they go from planned to ready. So do
+batches that are sent through the interactive API. A batch that is not submitted may adopt the job
+of an earlier attempt that turns up late, and a published one is quarantined when an audit finds
+its vectors on the wrong texts.
 """
 
 from enum import StrEnum
@@ -75,6 +78,8 @@ class BatchEvent(StrEnum):
     PUBLISHED = "published"
     MISALIGNED = "misaligned"
     AUDIT_PASSED = "audit_passed"
+    TWIN_ADOPTED = "twin_adopted"
+    SENT_DIRECTLY = "sent_directly"
     GAVE_WAY = "gave_way"
     RUN_CANCELLED = "run_cancelled"
 
@@ -97,6 +102,15 @@ BATCH_TRANSITIONS: Final[dict[tuple[BatchState, BatchEvent], BatchState]] = {
     (_S.SUBMITTED, _E.JOB_CANCELLED): _S.CANCELLED,
     (_S.SUBMITTED, _E.INPUT_LOST): _S.PLANNED,
     (_S.PLANNED, _E.OWNERS_FINAL): _S.READY,
+    **{
+        (state, event): target
+        for state in (_S.PLANNED, _S.UPLOADING, _S.UPLOADED)
+        for event, target in (
+            (_E.TWIN_ADOPTED, _S.SUBMITTED),
+            (_E.SENT_DIRECTLY, _S.READY),
+            (_E.GAVE_WAY, _S.SPLIT),
+        )
+    },
     (_S.READY, _E.COLLECTED): _S.COLLECTED,
     (_S.READY, _E.GAVE_WAY): _S.SPLIT,
     (_S.READY, _E.INPUT_LOST): _S.PLANNED,
@@ -104,6 +118,7 @@ BATCH_TRANSITIONS: Final[dict[tuple[BatchState, BatchEvent], BatchState]] = {
     (_S.READY, _E.JOB_FAILED): _S.FAILED,
     (_S.COLLECTED, _E.PUBLISHED): _S.PUBLISHED,
     (_S.COLLECTED, _E.PART_LOST): _S.READY,
+    (_S.PUBLISHED, _E.MISALIGNED): _S.QUARANTINED,
     (_S.QUARANTINED, _E.AUDIT_PASSED): _S.READY,
     (_S.QUARANTINED, _E.GAVE_WAY): _S.SPLIT,
     (_S.FAILED, _E.GAVE_WAY): _S.SPLIT,
@@ -116,7 +131,7 @@ BATCH_TRANSITIONS: Final[dict[tuple[BatchState, BatchEvent], BatchState]] = {
 """The one table of batch transitions. The database refuses any other change of state."""
 
 FINAL_BATCH_STATES: Final = frozenset({_S.PUBLISHED, _S.SPLIT})
-"""No step follows these. `cancelled` is final too once its run is cancelled."""
+"""No step follows these of itself. `cancelled` is final too once its run is cancelled."""
 
 IN_FLIGHT_BATCH_STATES: Final = frozenset({_S.SUBMITTING, _S.SUBMITTED})
 """States in which a batch may occupy the provider."""
