@@ -120,6 +120,9 @@ class AlignmentError(EmbatchError):
 class BudgetExceededError(EmbatchError):
     """Going on would cost more than the cap allows."""
 
+    may_free: bool = False
+    """What is under way may still cost less than it could: trying again later may help."""
+
 
 class SpaceMismatchError(EmbatchError):
     """Vectors of different spaces were about to be mixed; the message names the difference."""

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, case, delete, select, update
 
 from embatch.errors import LeaseLostError, NotFoundError, TransitionRefusedError
+from embatch.journal.bookkeeping import record_purchase
 from embatch.journal.database import Database
 from embatch.journal.entries import enter_batches, enter_failures
 from embatch.journal.jobs import record_job
@@ -119,6 +120,24 @@ class BatchTable:
                 .values(attempt=0, next_at=now, updated_at=now, blocked_reason=None)
             )
 
+    def unblock(self, run_id: str, *, now: float) -> int:
+        """Lets the batches that wait for a person try again, with all attempts where their job
+        ended badly. Gives how many."""
+        table = batches_table.c
+        ended = case((table.state.in_([state.value for state in _RESET]), 0), else_=table.attempt)
+        with self._database.write() as connection:
+            return connection.execute(
+                update(batches_table)
+                .where(table.run_id == run_id, table.blocked_reason == "person")
+                .values(
+                    attempt=ended,
+                    next_at=now,
+                    updated_at=now,
+                    blocked_reason=None,
+                    blocked_detail=None,
+                )
+            ).rowcount
+
     # Changes under a lease
 
     def transition(
@@ -161,6 +180,8 @@ class BatchTable:
                 record_job(connection, batch, after, event, scope=scope, now=now)
             for change in also:
                 change(connection)
+            if scope is not None:
+                record_purchase(connection, batch, after, event, now)
             enter_batches(connection, batch.run_id, children, now)
             enter_failures(connection, batch.run_id, failures)
             record_event(
@@ -197,6 +218,18 @@ class BatchTable:
             ).one_or_none()
         if row is None:
             raise NotFoundError(f"batch {batch_id} is not in this journal any more")
+        return batch_record(row)
+
+    def numbered(self, run_id: str, number: int) -> BatchRecord:
+        """The batch with this number; NotFoundError when the run has none."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                select(batches_table).where(
+                    batches_table.c.run_id == run_id, batches_table.c.number == number
+                )
+            ).one_or_none()
+        if row is None:
+            raise NotFoundError(f"run {run_id} has no batch {number}")
         return batch_record(row)
 
     def walk(
@@ -242,6 +275,39 @@ class BatchTable:
         """Rows a second of late; None before the first row is done."""
         with self._database.read() as connection:
             return present_pace(connection, run_id, batches, now)
+
+    def waiting_for_person(self, run_id: str, *, limit: int = 20) -> list[BatchRecord]:
+        """The batches of a run that go on only when someone acts, by number."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(batches_table)
+                .where(
+                    table.run_id == run_id,
+                    table.blocked_reason == "person",
+                    table.state.not_in([state.value for state in FINAL_BATCH_STATES]),
+                )
+                .order_by(table.number)
+                .limit(limit)
+            ).all()
+        return [batch_record(row) for row in rows]
+
+    def durations(self, run_id: str, *, limit: int = 50) -> list[float]:
+        """Seconds from submission to part of the jobs that ended last."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(table.finished_at - table.submitted_at)
+                .where(
+                    table.run_id == run_id,
+                    table.state == BatchState.PUBLISHED.value,
+                    table.remote_name.is_not(None),
+                    table.submitted_at.is_not(None),
+                )
+                .order_by(table.finished_at.desc())
+                .limit(limit)
+            ).scalars()
+            return [float(seconds) for seconds in rows]
 
     def first_blocked(self, run_id: str) -> BatchRecord | None:
         """The blocked batch whose next step is the earliest."""

@@ -7,6 +7,8 @@ from sqlalchemy import Connection, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+from embatch.journal.ledger import void
+from embatch.journal.purchases import audit_ref
 from embatch.journal.records import AdoptedPart, Failure, NewBatch
 from embatch.journal.rows import record_event
 from embatch.journal.schema import batches_table, failures_table, runs_table
@@ -40,6 +42,9 @@ def enter_batches(
                 "items": batch.items,
                 "tokens_estimated": batch.tokens_estimated,
                 "tokens_bound": batch.tokens_bound,
+                "item_bound": batch.item_bound,
+                "bought": batch.bought,
+                "bought_why": batch.bought_why,
                 "text_bytes": batch.text_bytes,
                 "row_min": batch.row_min,
                 "row_max": batch.row_max,
@@ -66,6 +71,8 @@ def adopted_values(part: AdoptedPart) -> dict[str, Any]:
         "succeeded": part.rows,
         "tokens_estimated": 0,
         "tokens_bound": 0,
+        "item_bound": 0,
+        "bought": 0,
         "text_bytes": 0,
         "row_min": part.row_min,
         "row_max": part.row_max,
@@ -127,9 +134,12 @@ def cancel_batches(connection: Connection, run_id: str, now: float) -> None:
             update(batches_table)
             .where(table.run_id == run_id, table.state == source.value)
             .values(state=BatchState.CANCELLED.value, updated_at=now, finished_at=now, **no_lease)
-            .returning(table.id)
-        ).scalars()
-        for batch_id in rows.all():
+            .returning(table.id, table.label)
+        ).all()
+        for batch_id, label in rows:
+            if label is not None:
+                void(connection, label, now)
+                void(connection, audit_ref(label), now)
             record_event(
                 connection,
                 run_id=run_id,

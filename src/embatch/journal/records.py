@@ -38,6 +38,10 @@ class RunRecord:
     """When a parked run goes on."""
     audit_rows: int | None
     """Rows of each batch to audit since a mismatch was found; None: as the config says."""
+    watched_at: float | None
+    """When the provider's list was last walked for jobs that were held absent."""
+    twins: int
+    """Jobs that turned up after they were held absent."""
     lease_owner: str | None
     lease_token: str | None
     lease_expires_at: float | None
@@ -55,6 +59,12 @@ class NewBatch:
     tokens_estimated: int = 0
     tokens_bound: int = 0
     """More tokens cannot be billed for it."""
+    item_bound: int = 0
+    """More tokens cannot be billed for any one of its items."""
+    bought: int = 0
+    """Items that were billed before, by a batch that gave no usable vector for them."""
+    bought_why: str | None = None
+    """What became of them there: "missing", "misaligned", "unreadable", …"""
     text_bytes: int = 0
     owner_min: int | None = None
     owner_max: int | None = None
@@ -92,6 +102,9 @@ class BatchRecord:
     items: int
     tokens_estimated: int
     tokens_bound: int
+    item_bound: int
+    bought: int
+    bought_why: str | None
     text_bytes: int
     row_min: int
     row_max: int
@@ -133,6 +146,10 @@ class BatchRecord:
     """When its counts or its state at the provider last changed."""
     cancel_asked_at: float | None
     """When the provider was asked to stop it, because it did not move."""
+    remote_state: str | None
+    """The provider's last word for the job's state."""
+    results_until: float | None
+    """When the provider lets go of the results, as far as is known."""
     audited: int | None
     """Rows that were embedded again to compare; None: not yet."""
     audit_least: float | None

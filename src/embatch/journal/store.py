@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from embatch.errors import JournalError, NotFoundError, TransitionRefusedError
 from embatch.journal.batches import BatchTable
@@ -12,6 +12,7 @@ from embatch.journal.database import Database
 from embatch.journal.entries import cancel_batches, enter_adopted
 from embatch.journal.jobs import JobTable
 from embatch.journal.leases import LeaseTable
+from embatch.journal.ledger import LedgerTable
 from embatch.journal.records import AdoptedPart, EventRecord, Failure, RunRecord
 from embatch.journal.rows import record_event, run_record
 from embatch.journal.schema import events_table, failures_table, runs_table
@@ -30,6 +31,7 @@ class Journal:
         self.batches = BatchTable(database)
         self.leases = LeaseTable(database)
         self.jobs = JobTable(database)
+        self.ledger = LedgerTable(database)
 
     @classmethod
     def open(cls, url: str) -> "Journal":
@@ -170,6 +172,16 @@ class Journal:
             if event is RunEvent.CANCELLED:
                 cancel_batches(connection, run_id, now)
             return run
+
+    def begin_watch(self, run_id: str, *, now: float, every_s: float) -> bool:
+        """The provider's list may be walked for jobs held absent: nobody has in `every_s`."""
+        table = runs_table.c
+        due = or_(table.watched_at.is_(None), table.watched_at <= now - every_s)
+        with self._database.write() as connection:
+            changed = connection.execute(
+                update(runs_table).where(table.id == run_id, due).values(watched_at=now)
+            )
+            return changed.rowcount == 1
 
     def delete_run(self, run_id: str) -> None:
         """Forgets a run with its batches, failures and events. Its output stays."""

@@ -14,9 +14,16 @@ def upgrade() -> None:
     for table, column in (
         ("runs", sa.Column("resume_at", sa.Float())),
         ("runs", sa.Column("audit_rows", sa.Integer())),
+        ("runs", sa.Column("watched_at", sa.Float())),
+        ("runs", sa.Column("twins", sa.Integer(), nullable=False, server_default="0")),
         ("batches", sa.Column("tokens_bound", _BIG, nullable=False, server_default="0")),
+        ("batches", sa.Column("item_bound", _BIG, nullable=False, server_default="0")),
+        ("batches", sa.Column("bought", sa.Integer(), nullable=False, server_default="0")),
+        ("batches", sa.Column("bought_why", sa.String(32))),
         ("batches", sa.Column("moved_at", sa.Float())),
         ("batches", sa.Column("cancel_asked_at", sa.Float())),
+        ("batches", sa.Column("remote_state", sa.String(64))),
+        ("batches", sa.Column("results_until", sa.Float())),
         ("batches", sa.Column("audited", sa.Integer())),
         ("batches", sa.Column("audit_least", sa.Float())),
     ):
@@ -64,15 +71,18 @@ def _create_ledger() -> None:
         sa.Column("rows", sa.Integer(), nullable=False),
         sa.Column("rows_failed", sa.Integer(), nullable=False),
         sa.Column("rows_again", sa.Integer(), nullable=False),
+        sa.Column("again_why", sa.String(32)),
         sa.Column("tokens_bound", _BIG, nullable=False),
+        sa.Column("tokens_estimated", _BIG, nullable=False),
         sa.Column("tokens", _BIG),
-        sa.Column("usd_bound", sa.Float(), nullable=False),
+        sa.Column("usd_bound", sa.Float()),
         sa.Column("usd", sa.Float()),
         sa.Column("estimated", sa.Boolean(), nullable=False),
         sa.Column("at", sa.Float(), nullable=False),
         sa.Column("settled_at", sa.Float()),
     )
     op.create_index("ledger_by_run", "ledger", ["run_id", "state"])
+    op.create_index("ledger_by_batch", "ledger", ["batch_id"])
 
 
 def _create_beliefs() -> None:

@@ -1,0 +1,283 @@
+"""What embedding costs: prices, the most that a purchase can come to, and how each is accounted.
+
+Every purchase of a run goes through here. A batch is reserved with the start of its upload
+(`reservations`) and settled when its results are read (`spent_on`); what is embedded at once, for
+an audit or in place of a batch, goes through `embed_now`. Where nothing is billed nothing is
+written.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embatch.errors import (
+    AuthenticationError,
+    ConfigError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+)
+from embatch.journal.ledger import Change, reservation
+from embatch.journal.purchases import Bought, Purchase, audit_ref, call_ref
+from embatch.journal.records import BatchRecord
+from embatch.runs.config import Audit
+from embatch.runs.context import RunContext
+from embatch.runs.step import Step
+from embatch.runs.tokens import estimate_tokens
+from embatch.types.embedding import RowError, Space
+from embatch.types.models import MODELS, bare_model_name
+from embatch.types.results import Embedded
+
+CALL_TEXTS: Final = 100
+"""Texts of one interactive call: the services take no more."""
+LEAST_AUDIT_ROWS: Final = 2
+"""Rows of a batch that are audited at least (spec.md section 4.2)."""
+AUDIT_SHARE: Final = 0.01
+"""Share of a batch that is audited at most, beyond the least."""
+BILLED_WITHOUT_VECTOR: Final = frozenset(
+    {"missing", "not_finite", "zero_vector", "wrong_dims", "no_vector", "unreadable"}
+)
+"""Codes of rows that the service computed, as far as it says, and that are of no use. A row that
+the service itself calls failed is not billed."""
+_UNBILLED: Final = (
+    RateLimitError,
+    InvalidRequestError,
+    AuthenticationError,
+    PermissionDeniedError,
+    NotFoundError,
+    ConfigError,
+)
+"""Errors of a call that was surely not computed. After any other it may have been."""
+_MILLION: Final = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """US dollars a million input tokens."""
+
+    batch_usd: float
+    interactive_usd: float
+
+    def of_batch(self, tokens: int) -> float:
+        """Dollars for so many tokens in batches."""
+        return tokens * self.batch_usd / _MILLION
+
+    def of_calls(self, tokens: int) -> float:
+        """Dollars for so many tokens through the interactive API."""
+        return tokens * self.interactive_usd / _MILLION
+
+
+FREE: Final = Price(batch_usd=0.0, interactive_usd=0.0)
+"""The engine on this machine."""
+
+
+def price_of(space: Space) -> Price | None:
+    """What embedding in a space costs; None when nobody knows (types.models has the table)."""
+    if space.provider == "local":
+        return FREE
+    model = MODELS.get(bare_model_name(space.model))
+    if model is None or model.usd_per_million is None or model.batch_usd_per_million is None:
+        return None
+    return Price(
+        batch_usd=model.batch_usd_per_million, interactive_usd=model.usd_per_million
+    )
+
+
+def prompt_bytes(space: Space) -> int:
+    """UTF-8 bytes that the space's template writes around each text."""
+    template = space.prompt_template or ""
+    return len(template.replace("{text}", "").encode())
+
+
+def item_bounds(
+    text_bytes: NDArray[np.int64], space: Space, max_item_tokens: int
+) -> NDArray[np.int64]:
+    """The most tokens that each text can be billed, `[n]`: its bytes and those of the template
+    around it, and no more than the model reads; at least 1."""
+    return np.clip(text_bytes + prompt_bytes(space), 1, max_item_tokens)
+
+
+def audit_rows(items: int, audit: Audit, *, raised: int | None = None) -> int:
+    """How many rows of a batch of `items` are embedded again to compare.
+
+    `raised` is the run's `audit_rows` since a mismatch was found.
+    """
+    if audit == "off":
+        return 0
+    if audit == "all":
+        return items
+    if raised is not None:
+        return min(items, max(raised, audit))
+    return min(items, audit, max(LEAST_AUDIT_ROWS, int(items * AUDIT_SHARE)))
+
+
+def reservations(step: Step, label: str) -> list[Change]:
+    """Reserves the job `label` and its audit: `step.move(UPLOAD_STARTED, also=…)`.
+
+    The change raises BudgetExceededError when the run's cap does not bear it.
+    """
+    context, batch = step.context, step.batch
+    if not context.provider.limits.billed:
+        return []
+    price = price_of(context.space)
+    bound = _bound(batch, context)
+    purchases = [
+        Purchase(
+            ref=label,
+            run_id=batch.run_id,
+            batch_id=batch.id,
+            kind="batch",
+            rows=batch.items,
+            tokens_bound=bound,
+            tokens_estimated=batch.tokens_estimated,
+            usd_bound=None if price is None else price.of_batch(bound),
+            rows_again=batch.bought,
+            again_why=batch.bought_why,
+        )
+    ]
+    audited = audit_rows(batch.items, context.config.audit, raised=context.run().audit_rows)
+    if audited:
+        most = batch.item_bound or context.provider.limits.max_item_tokens
+        most = min(bound, audited * most)
+        purchases.append(
+            Purchase(
+                ref=audit_ref(label),
+                run_id=batch.run_id,
+                batch_id=batch.id,
+                kind="audit",
+                rows=audited,
+                tokens_bound=most,
+                tokens_estimated=batch.tokens_estimated * audited // batch.items,
+                usd_bound=None if price is None else price.of_calls(most),
+            )
+        )
+    return [reservation(*purchases, now=context.now())]
+
+
+def _bound(batch: BatchRecord, context: RunContext) -> int:
+    """A batch that was planned before bounds were kept has that of its bytes."""
+    return batch.tokens_bound or batch.text_bytes + batch.items * prompt_bytes(context.space)
+
+
+def was_billed(error: RowError) -> bool:
+    """A row with this error was computed all the same, as far as is known, and is paid for."""
+    return error.code in BILLED_WITHOUT_VECTOR
+
+
+def spent_on(
+    batch: BatchRecord, errors: Mapping[int, RowError], *, tokens: int, uncounted: int
+) -> Bought:
+    """What a job came to whose results were read.
+
+    `errors` are those of the results by item, `tokens` what the rows with a vector report,
+    `uncounted` how many of these report nothing. Those, and rows that were billed and gave no
+    vector, count at the batch's average estimate.
+    """
+    served = batch.items - len(errors)
+    failed = billed_in_vain(batch, errors)
+    unknown = uncounted + failed
+    guessed = -(-batch.tokens_estimated * unknown // batch.items) if unknown else 0
+    return Bought(
+        rows=served + failed,
+        tokens=tokens + guessed,
+        rows_failed=failed,
+        estimated=unknown > 0,
+    )
+
+
+def billed_in_vain(batch: BatchRecord, errors: Mapping[int, RowError]) -> int:
+    """Rows of a finished job that were billed and gave no vector.
+
+    Rows that are missing were billed only if the service counts them among those that succeeded;
+    where it counts nothing, they were.
+    """
+    missing = sum(error.code == "missing" for error in errors.values())
+    others = sum(was_billed(error) for error in errors.values()) - missing
+    if batch.succeeded + batch.failed > 0:
+        served = batch.items - len(errors)
+        missing = max(0, min(missing, batch.succeeded - served - others))
+    return others + missing
+
+
+def embed_now(
+    context: RunContext,
+    texts: Sequence[str],
+    *,
+    kind: Literal["audit", "probe", "direct"],
+    batch: BatchRecord | None = None,
+) -> Embedded:
+    """Embeds texts at once, at the interactive price, reserved before and settled after.
+
+    Raises BudgetExceededError, with nothing sent, when the cap does not bear it; the audit that
+    was reserved with the batch's job is used up by the batch's first audit. Any error of the
+    provider passes through, with what may have been billed until then on the books: a call
+    whose answer is lost counts at its bound. `direct` calls that a killed process left open count
+    as rows bought again. More than `CALL_TEXTS` texts are several calls: when a later one fails,
+    the earlier ones are paid for and lost.
+    """
+    limits, space = context.provider.limits, context.space
+    if not limits.billed:
+        return context.provider.embed(texts)
+    sizes = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], dtype=np.int64)
+    bounds = item_bounds(sizes, space, limits.max_item_tokens)
+    estimates = estimate_tokens(sizes + prompt_bytes(space), limits.max_item_tokens)
+    price, most = price_of(space), int(bounds.sum())
+    planned = kind == "audit" and batch is not None and batch.label is not None
+    purchase = Purchase(
+        ref=call_ref(kind, secrets.token_hex(8)),
+        run_id=context.run_id,
+        batch_id=None if batch is None else batch.id,
+        kind=kind,
+        rows=len(texts),
+        tokens_bound=most,
+        tokens_estimated=int(estimates.sum()),
+        usd_bound=None if price is None else price.of_calls(most),
+        replaces=audit_ref(str(batch.label)) if planned and batch is not None else None,
+    )
+    ledger = context.journal.ledger
+    ledger.begin_call(purchase, now=context.now())
+    given: list[Embedded] = []
+    try:
+        for start in range(0, len(texts), CALL_TEXTS):
+            given.append(context.provider.embed(texts[start : start + CALL_TEXTS]))
+    except BaseException as error:
+        done = len(given) * CALL_TEXTS
+        lost = slice(done, done if isinstance(error, _UNBILLED) else done + CALL_TEXTS)
+        spent = _counted(given, estimates)
+        rows = done + len(bounds[lost])
+        if not rows:
+            ledger.void(purchase.ref, now=context.now())
+        else:
+            bought = Bought(
+                rows=rows,
+                tokens=spent.tokens + int(bounds[lost].sum()),
+                rows_failed=rows,
+                estimated=True,
+            )
+            ledger.settle(purchase.ref, bought, now=context.now())
+        raise
+    ledger.settle(purchase.ref, _counted(given, estimates), now=context.now())
+    return given[0] if len(given) == 1 else _joined(given)
+
+
+def _counted(given: Sequence[Embedded], estimates: NDArray[np.int64]) -> Bought:
+    """What calls came to: as reported, else as estimated."""
+    if not given:
+        return Bought(rows=0, tokens=0)
+    tokens = np.concatenate([one.tokens for one in given]).astype(np.int64)
+    known = tokens >= 0
+    counted = np.where(known, tokens, estimates[: len(tokens)])
+    return Bought(rows=len(tokens), tokens=int(counted.sum()), estimated=not bool(known.all()))
+
+
+def _joined(given: Sequence[Embedded]) -> Embedded:
+    return Embedded(
+        vectors=np.concatenate([one.vectors for one in given]),
+        tokens=np.concatenate([one.tokens for one in given]),
+        truncated=np.concatenate([one.truncated for one in given]),
+    )
