@@ -1,20 +1,21 @@
 """One command under way: where it writes, which journal it speaks to, and how it ends."""
 
 import errno
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final, TextIO, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from embatch.cli.exits import ExitCode, code_of_error
-from embatch.errors import EmbatchError, InvalidRequestError, NotFoundError
+from embatch.errors import EmbatchError
 
 if TYPE_CHECKING:
     from embatch.environment import Environment, Hooks
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200
 """Columns of a table that is written to a file or another program."""
+_PADDING: Final = re.compile(r" +$", re.MULTILINE)
 
 
 class Session:
@@ -63,7 +65,9 @@ class Session:
     @cached_property
     def out(self) -> Console:
         """Standard output: results."""
-        return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        if sys.stdout.isatty():
+            return Console(highlight=False)
+        return Console(highlight=False, width=PIPE_WIDTH, file=cast(IO[str], _Trimmed(sys.stdout)))
 
     @cached_property
     def err(self) -> Console:
@@ -113,38 +117,32 @@ class Session:
         return code
 
 
+class _Trimmed:
+    """A stream that leaves out the spaces with which tables fill their lines."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        self._stream.write(_PADDING.sub("", text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
 def find_run(environment: "Environment", name: str | None) -> "RunRecord":
     """The run with this id, beginning of an id, name or output; None means the latest."""
-    journal = environment.journal
-    if name is None:
-        latest = journal.list_runs()
-        if not latest:
-            raise NotFoundError("there is no run yet: embatch run INPUT -o OUT starts one")
-        return latest[0]
-    try:
-        return journal.get_run(name)
-    except NotFoundError:
-        run_id = _run_of_output(name)
-        if run_id is None:
-            raise
-        found = journal.find_run(run_id)
-        if found is None:
-            raise NotFoundError(
-                f"{name} belongs to run {run_id}, which this journal does not know: "
-                "the same embatch run as then takes it over, or name its journal with --journal"
-            ) from None
-        return found
+    from embatch.runs import lookup
 
-
-def _run_of_output(out: str) -> str | None:
-    from embatch.datasets.manifest import Manifest
-    from embatch.datasets.output import OutputPaths
-
-    try:
-        manifest = OutputPaths.for_out(out).manifest
-    except InvalidRequestError:
-        return None
-    return Manifest.load(manifest).run_id if manifest.exists() else None
+    return lookup.find_run(environment.journal, name)
 
 
 def _defect(error: Exception) -> str:

@@ -46,6 +46,8 @@ class Manifest:
     """The journal that the run stands in."""
     reuse: str | None = None
     """The earlier output whose vectors were taken over."""
+    form: str = ""
+    """`OutputPaths.form` of the output; empty in manifests that do not say."""
     finished_at: float | None = None
     """Seconds since 1970; None while the run goes on."""
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class Manifest:
         created_at: float,
         journal_id: str = "",
         reuse: str | None = None,
+        form: str = "",
     ) -> "Manifest":
         """The manifest of a run that begins."""
         return cls(
@@ -78,6 +81,7 @@ class Manifest:
             created_at=created_at,
             journal_id=journal_id,
             reuse=reuse,
+            form=form,
             versions=_versions(),
         )
 

@@ -30,6 +30,15 @@ class OutputPaths:
     keys_file: Path | None
     """The keys beside an `.npy` file."""
 
+    @property
+    def form(self) -> str:
+        """What stands here: "folder", or the kind of the one file: "parquet" or "npy"."""
+        return "folder" if self.single_file is None else self.single_file.suffix.lower()[1:]
+
+    def sibling(self, form: str) -> Path:
+        """What another form of output with the same folder is called."""
+        return self.parts if form == "folder" else self.parts.with_suffix(f".{form}")
+
     @classmethod
     def for_out(cls, out: str) -> "OutputPaths":
         """The paths of the output that the user calls `out`."""

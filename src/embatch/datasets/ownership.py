@@ -1,30 +1,39 @@
 """Which journal works on an output: a lock that its processes share, and others cannot take."""
 
 import fcntl
+import time
 from pathlib import Path
 from typing import IO, Final
 
 from embatch.errors import InvalidRequestError
 
 LOCK_NAME: Final = ".lock"
+_TRIES: Final = 10
+_BETWEEN_TRIES_S: Final = 0.02
+"""`is_held` has the lock for an instant: it is waited for, another holder is not."""
 
 
 class OutputLock:
     """A file lock in an output's folder. Shared by workers, exclusive for a change of journal."""
 
     def __init__(self, folder: Path, *, exclusive: bool) -> None:
-        """Takes the lock at once; InvalidRequestError while others hold it against this."""
+        """Takes the lock; InvalidRequestError while others hold it against this."""
         folder.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] | None = (folder / LOCK_NAME).open("ab")
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        try:
-            fcntl.flock(self._file, kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.close()
-            raise InvalidRequestError(
-                f"{folder} is worked on by another process with another journal: "
-                "wait for it, or name its journal with --journal"
-            ) from error
+        for left in reversed(range(_TRIES)):
+            try:
+                fcntl.flock(self._file, kind | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if left:
+                    time.sleep(_BETWEEN_TRIES_S)
+                    continue
+                self.close()
+                raise InvalidRequestError(
+                    f"{folder} is worked on by another process with another journal: "
+                    "wait for it, or name its journal with --journal"
+                ) from error
+            return
 
     def close(self) -> None:
         """Gives the lock back. Safe to call twice."""
@@ -37,3 +46,15 @@ class OutputLock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def is_held(folder: Path) -> bool | None:
+    """Some process on this machine works on the output; None where that cannot be told."""
+    try:
+        with (folder / LOCK_NAME).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False

@@ -214,13 +214,18 @@ def part_vectors_at(
 
     `matrix[i]` belongs to `rows[mask][i]`. Row groups without a hit are not read. `digests` are the
     SHA-256 that the texts of these rows must have; `AlignmentError` when the part has another.
+    `path` may be the keys beside an `.npy` file too: the vectors are read from that.
     """
     wanted = np.asarray(rows, dtype=np.int64)
     with reading_part(path) as file:
-        dims = file.schema_arrow.field(VECTOR_COLUMN).type.list_size
+        columns = file.schema_arrow
+        beside = None if VECTOR_COLUMN in columns.names else _matrix_beside(path, file)
+        dims = columns.field(VECTOR_COLUMN).type.list_size if beside is None else beside.shape[1]
         mask = np.zeros(wanted.size, dtype=np.bool_)
         found = np.empty((wanted.size, dims), dtype=np.float32)
+        end = 0
         for group in range(file.num_row_groups):
+            start, end = end, end + file.metadata.row_group(group).num_rows
             low, high = group_bounds(file.metadata.row_group(group))
             if not ((wanted >= low) & (wanted <= high)).any():
                 continue
@@ -228,13 +233,33 @@ def part_vectors_at(
             places = np.minimum(np.searchsorted(there, wanted), there.size - 1)
             hits = there[places] == wanted
             if hits.any():
-                table = file.read_row_group(group, columns=[VECTOR_COLUMN, "text_sha256"])
                 if digests is not None:
-                    _require_texts(path, table["text_sha256"], places, hits, digests)
-                vectors = vector_matrix(table[VECTOR_COLUMN].combine_chunks())
+                    texts = file.read_row_group(group, columns=["text_sha256"])["text_sha256"]
+                    _require_texts(path, texts, places, hits, digests)
+                vectors = beside[start:end] if beside is not None else _group_vectors(file, group)
                 found[hits] = vectors[places[hits]]
                 mask |= hits
     return mask, found[mask]
+
+
+def _group_vectors(file: pq.ParquetFile, group: int) -> Matrix:
+    table = file.read_row_group(group, columns=[VECTOR_COLUMN])
+    return vector_matrix(table[VECTOR_COLUMN].combine_chunks())
+
+
+def _matrix_beside(keys_path: Path, keys: pq.ParquetFile) -> Matrix:
+    """The matrix `x.npy` that belongs to `x.keys.parquet`, mapped."""
+    path = keys_path.with_suffix("").with_suffix(".npy")
+    try:
+        matrix: Matrix = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be read as a matrix: put it back") from error
+    if matrix.ndim != 2 or matrix.dtype != np.float32 or len(matrix) != keys.metadata.num_rows:
+        raise StorageError(
+            f"{path} is a {matrix.dtype} array of shape {matrix.shape}, and {keys_path.name} has "
+            f"{keys.metadata.num_rows} keys: put the files back that belong together"
+        )
+    return matrix
 
 
 def _require_texts(

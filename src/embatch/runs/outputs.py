@@ -32,7 +32,22 @@ def load_manifest(paths: OutputPaths) -> Manifest:
     """The manifest of an output; NotFoundError when there is none."""
     if not paths.manifest.exists():
         raise NotFoundError(f"{paths.out} is no output of a run: it has no {paths.manifest.name}")
-    return Manifest.load(paths.manifest)
+    manifest = Manifest.load(paths.manifest)
+    require_form(paths, manifest)
+    return manifest
+
+
+def require_form(paths: OutputPaths, manifest: Manifest) -> None:
+    """Raises InvalidRequestError when the manifest is that of another output beside this one.
+
+    `x.parquet`, `x.npy` and the folder `x.embatch` would share a folder.
+    """
+    if manifest.form not in ("", paths.form):
+        raise InvalidRequestError(
+            f"{paths.out} and {paths.sibling(manifest.form)} would share the folder "
+            f"{paths.parts.name}, which belongs to the latter: name that one, or give this output "
+            "another name"
+        )
 
 
 def output_files(paths: OutputPaths) -> list[Path]:

@@ -21,13 +21,22 @@ def require_reusable(old_out: str, space: Space) -> None:
         raise SpaceMismatchError(
             f"{old_out} cannot be reused: {difference} (there is what this run asks for)"
         )
-    if not output_files(paths):
+    if not _files(old_out):
         raise InvalidRequestError(f"{old_out} holds no vectors to reuse")
+
+
+def _files(old_out: str) -> list[Path]:
+    """The Parquet files that hold the earlier output's rows; of a matrix, the keys beside it."""
+    paths = OutputPaths.for_out(old_out)
+    matrix, keys = paths.single_file, paths.keys_file
+    if matrix is not None and keys is not None and matrix.exists():
+        return [keys]
+    return output_files(paths)
 
 
 def old_records(old_out: str) -> Iterator[Records]:
     """The text digests of the earlier output, with its row numbers, in constant memory."""
-    for path in output_files(OutputPaths.for_out(old_out)):
+    for path in _files(old_out):
         with open_parquet(path) as file:
             for batch in file.iter_batches(BLOCK_ROWS, columns=["text_sha256", "row"]):
                 yield digest_records(batch["text_sha256"], batch["row"].to_numpy())
@@ -35,7 +44,7 @@ def old_records(old_out: str) -> Iterator[Records]:
 
 def _ranges(old_out: str) -> tuple[tuple[Path, int, int], ...]:
     ranges = []
-    for path in output_files(OutputPaths.for_out(old_out)):
+    for path in _files(old_out):
         with open_parquet(path) as file:
             groups = range(file.num_row_groups)
             bounds = [group_bounds(file.metadata.row_group(group)) for group in groups]
