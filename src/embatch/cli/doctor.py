@@ -1,8 +1,10 @@
 """Looks at everything that embatch needs on a machine, one thing after the other."""
 
 import platform
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,11 +13,13 @@ from typing import TYPE_CHECKING
 from embatch import __version__
 from embatch.cli import figures
 from embatch.cli.quote import free_bytes
-from embatch.errors import EmbatchError
+from embatch.errors import ConfigError, EmbatchError, InvalidRequestError
 
 if TYPE_CHECKING:
     from embatch.environment import Hooks
+    from embatch.providers.checkup import Look
 
+_PASSWORD = re.compile(r"://([^/@:]*):[^/@]*@")
 ENGINE_LIBRARIES = ("openvino", "tokenizers")
 GOOD_CAPABILITIES = ("FP32", "BF16", "FP16", "INT8")
 FREE_BYTES = 1_000_000_000
@@ -27,50 +31,101 @@ class Finding:
     """One thing that was looked at."""
 
     what: str
-    well: bool
+    well: bool | None
+    """None: it was not looked at, because what it needs is amiss."""
     detail: str
     """What was found, or what to do."""
 
 
-def examine(
-    *,
-    journal: str | None,
-    provider: str | None,
-    model: str | None,
-    precision: str,
-    hooks: "Hooks | None",
-) -> list[Finding]:
-    """The findings in the order in which a run would meet them. A later one may need an earlier."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """What is to be examined."""
+
+    provider: str | None
+    model: str | None
+    dims: int | None
+    staging: str | None
+    precision: str
+    journal: str | None
+
+
+def examine(wanted: Examined, hooks: "Hooks | None") -> list[Finding]:
+    """The findings in the order in which a run would meet them.
+
+    InvalidRequestError for a provider that does not exist.
+    """
     from embatch.config import load_settings
+    from embatch.providers.checkup import Look
 
-    settings = load_settings(journal=journal)
-    name = provider or settings.provider or "local"
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("python", lambda: f"{platform.python_version()}, embatch {__version__}"),
-        ("engine", _look_at_engine),
-        ("processor", _look_at_processor),
-        (
-            "model",
-            lambda: _embed_once(
-                name, model or settings.model, precision, settings.home / "service", hooks
-            ),
-        ),
-        ("journal", lambda: _look_at_journal(settings.journal)),
-        ("disk", lambda: _look_at_disk(settings.home)),
-    ]
-    return [finding for what, look in checks for finding in _found(what, look)]
+    settings = load_settings(journal=wanted.journal)
+    name = wanted.provider or settings.provider or "local"
+    with ExitStack() as stack:
+        looks = [
+            Look(what="python", take=lambda: f"{platform.python_version()}, embatch {__version__}"),
+            *_looks_at(name, wanted, settings.model, settings.home, hooks, stack),
+            Look(what="journal", take=lambda: _look_at_journal(settings.journal)),
+            Look(what="disk", take=lambda: _look_at_disk(settings.home)),
+        ]
+        return take_looks(looks)
 
 
-def _found(what: str, look: Callable[[], str]) -> Iterator[Finding]:
+def take_looks(looks: "Sequence[Look]") -> list[Finding]:
+    """Takes the looks one by one; one that needs what is amiss is not taken."""
+    findings: dict[str, Finding] = {}
+    for look in looks:
+        need = findings.get(look.needs or "")
+        if need is not None and not need.well:
+            found = Finding(
+                what=look.what, well=None, detail=f"not looked at: {need.what} comes first"
+            )
+        else:
+            found = _taken(look)
+        findings[look.what] = found
+    return list(findings.values())
+
+
+def _taken(look: "Look") -> Finding:
     try:
-        yield Finding(what=what, well=True, detail=look())
+        return Finding(what=look.what, well=True, detail=look.take())
     except (EmbatchError, OSError) as error:
-        yield Finding(what=what, well=False, detail=" ".join(str(error).split()))
+        return Finding(what=look.what, well=False, detail=" ".join(str(error).split()))
+
+
+def _looks_at(
+    name: str,
+    wanted: Examined,
+    usual_model: str | None,
+    home: Path,
+    hooks: "Hooks | None",
+    stack: ExitStack,
+) -> "Sequence[Look]":
+    """What a provider alone needs. What is opened is closed by `stack`."""
+    from embatch.client.open import Auth
+    from embatch.environment import Hooks
+    from embatch.providers.checkup import CloudCheckup, Look
+    from embatch.providers.opening import PROVIDERS
+
+    hooks, model = hooks or Hooks(), wanted.model or usual_model
+    if name not in PROVIDERS:
+        raise InvalidRequestError(f"no provider {name!r}: use one of {', '.join(PROVIDERS)}")
+    if name == "local":
+        return [
+            Look(what="engine", take=_look_at_engine),
+            Look(what="processor", take=_look_at_processor),
+            Look(what="model", take=lambda: _embed_once(wanted, model, home / "service", hooks)),
+        ]
+    checkup = CloudCheckup(
+        Auth.GEMINI if name == "gemini" else Auth.VERTEX_AI,
+        model=model,
+        dims=wanted.dims,
+        staging=wanted.staging,
+        clock=hooks.clock,
+    )
+    stack.callback(checkup.close)
+    return checkup.looks()
 
 
 def _look_at_engine() -> str:
-    from embatch.errors import ConfigError
-
     found = []
     for library in ENGINE_LIBRARIES:
         try:
@@ -81,8 +136,6 @@ def _look_at_engine() -> str:
 
 
 def _look_at_processor() -> str:
-    from embatch.errors import ConfigError
-
     try:
         from embatch.local.precision import capabilities, cores, resolve_precision
     except ImportError as error:
@@ -96,21 +149,17 @@ def _look_at_processor() -> str:
     )
 
 
-def _embed_once(
-    name: str, model: str | None, precision: str, folder: Path, hooks: "Hooks | None"
-) -> str:
+def _embed_once(wanted: Examined, model: str | None, folder: Path, hooks: "Hooks") -> str:
     import numpy as np
 
-    from embatch.environment import Hooks
     from embatch.providers.opening import open_provider
 
-    hooks = hooks or Hooks()
     start = time.perf_counter()
     provider = open_provider(
-        name,
+        "local",
         model=model,
-        precision=precision,
-        dims=None,
+        precision=wanted.precision,
+        dims=wanted.dims,
         task_type=None,
         folder=folder,
         open_engine=hooks.open_engine,
@@ -139,7 +188,8 @@ def _look_at_journal(url: str) -> str:
 
     journal = Journal.open(url)
     try:
-        return f"{url}, {figures.counted(len(journal.list_runs()), 'run')}"
+        shown = _PASSWORD.sub(r"://\1:…@", url)
+        return f"{shown}, {figures.counted(len(journal.list_runs()), 'run')}"
     finally:
         journal.close()
 

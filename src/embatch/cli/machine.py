@@ -11,6 +11,8 @@ from embatch.cli.exits import ExitCode
 from embatch.cli.session import Session
 from embatch.errors import ConfigError
 
+MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim")}
+
 
 def models(context: typer.Context, as_json: options.Json = False) -> None:
     """List the models that run here without a download."""
@@ -63,22 +65,30 @@ def doctor(
     context: typer.Context,
     provider: options.Provider = None,
     model: options.Model = None,
+    dims: options.Dims = None,
     precision: options.Precision = "auto",
+    staging: options.Staging = None,
     journal: options.Journal = None,
     as_json: options.Json = False,
 ) -> None:
-    """Check what embatch needs on this machine; exits 1 if something is amiss."""
-    from embatch.cli.doctor import examine
+    """Check what embatch needs here and at the provider; exits 1 if something is amiss.
+
+    At a cloud one short text is embedded, for a few tokens, and on Vertex AI a small file is
+    written to the staging folder and removed again.
+    """
+    from embatch.cli.doctor import Examined, examine
 
     session = Session.of(context, journal=journal, as_json=as_json)
     with session.busy("looking"):
-        findings = examine(
-            journal=journal,
+        wanted = Examined(
             provider=provider,
             model=options.absolute_model(model),
+            dims=dims,
+            staging=staging,
             precision=precision,
-            hooks=session.hooks,
+            journal=journal,
         )
+        findings = examine(wanted, session.hooks)
     well = all(finding.well for finding in findings)
     if session.as_json:
         session.emit(
@@ -90,8 +100,8 @@ def doctor(
             }
         )
     for finding in findings:
-        mark, style = ("✓", "green") if finding.well else ("✗", "red")
-        line = Text.assemble((f"{mark} ", style), (f"{finding.what:<11}", "dim"), finding.detail)
+        mark, style = MARKS[finding.well]
+        line = Text.assemble((f"{mark} ", style), (f"{finding.what:<13}", "dim"), finding.detail)
         if not session.as_json:
             session.out.print(line, soft_wrap=True)
     if not well:

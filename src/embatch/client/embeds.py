@@ -84,10 +84,12 @@ def _vector(values: Any, tokens: int | None, options: EmbedOptions, what: str) -
         vector = np.empty(0, dtype=np.float32)
     if vector.ndim != 1 or not len(vector) or not np.isfinite(vector).all():
         raise AlignmentError(f"{what} is missing or not made of finite numbers. Call again.")
+    cut_from = None
     if options.dims is not None and len(vector) > options.dims:
-        vector = vector[: options.dims]  # the service ignored the dimensions asked for
+        cut_from = len(vector)  # the service ignored the dimensions asked for
+        vector = vector[: options.dims]
     if options.expected_dims not in (None, len(vector)):
         raise AlignmentError(
             f"{what} has {len(vector)} values, not {options.expected_dims}. Call again."
         )
-    return ContentEmbedding(vector, tokens=tokens)
+    return ContentEmbedding(vector, tokens=tokens, cut_from=cut_from)

@@ -72,6 +72,8 @@ class ContentEmbedding:
     """float32, `[d]`."""
     tokens: int | None = field(default=None, kw_only=True)
     """Tokens billed for the text, None where the service does not say."""
+    cut_from: int | None = field(default=None, kw_only=True)
+    """Values that came, where they were more than asked for and the rest was cut off here."""
 
     def __post_init__(self) -> None:
         values: ArrayLike = self.values

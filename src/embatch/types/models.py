@@ -26,6 +26,18 @@ _V2_PREFIXES: Final[Mapping[TaskType, str]] = {
 _MTEB_001: Final[Mapping[int, float]] = {
     128: 63.31, 256: 66.19, 512: 67.55, 768: 67.99, 1536: 68.17, 3072: 68.17,
 }  # fmt: skip
+_LOCATIONS_001: Final = frozenset(
+    {
+        "us-central1",
+        "us-east1",
+        "us-east4",
+        "us-west1",
+        "us-west4",
+        "europe-west1",
+        "europe-west4",
+    }
+)
+"""Vertex AI docs, batch inference for embeddings; of two copies one alone has us-east1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +62,8 @@ class EmbeddingModel:
     """US dollars a million input tokens, in batches."""
     mteb: Mapping[int, float] = field(default_factory=dict)
     """MTEB mean by dimensions."""
+    batch_locations: frozenset[str] = frozenset()
+    """Vertex AI locations that take batches of it; empty where that is not known."""
     known: bool = True
     """False for a model that is not in the table."""
 
@@ -74,6 +88,7 @@ def _second(name: str) -> EmbeddingModel:
         prefixes=_V2_PREFIXES,
         usd_per_million=0.20,
         batch_usd_per_million=0.10,
+        batch_locations=frozenset({"global", "us", "eu"}),
     )
 
 
@@ -89,6 +104,7 @@ MODELS: Final[Mapping[str, EmbeddingModel]] = {
             usd_per_million=0.15,
             batch_usd_per_million=0.075,
             mteb=_MTEB_001,
+            batch_locations=_LOCATIONS_001,
         ),
         _second("gemini-embedding-2"),
         _second("gemini-embedding-2-preview"),
