@@ -12,6 +12,7 @@ from embatch.cli import figures
 from embatch.cli.session import Session
 
 if TYPE_CHECKING:
+    from embatch.runs.config import Audit
     from embatch.runs.quote import Quote
 
 
@@ -30,6 +31,8 @@ def quote_inputs(
     max_batch_items: int | None,
     max_batch_tokens: int | None,
     reuse: str | None,
+    max_cost_usd: float | None = None,
+    audit: "Audit" = "off",
 ) -> "Quote":
     """The quote of these inputs. What it needs on disk is gone when it returns."""
     from embatch.config import load_settings
@@ -58,6 +61,8 @@ def quote_inputs(
                 max_batch_items=max_batch_items,
                 max_batch_tokens=max_batch_tokens,
                 reuse=reuse,
+                max_cost_usd=max_cost_usd,
+                audit=audit,
             )
         finally:
             opened.close()
@@ -95,9 +100,11 @@ def print_quote(session: Session, quote: "Quote", *, free: int) -> None:
 
 
 def _cost_line(quote: "Quote") -> tuple[str, str, str]:
-    if quote.cost_usd is None or quote.saved_usd is None:
-        return "cost", "?", "not counted for this provider"
+    if quote.cost_usd is None or quote.saved_usd is None or quote.most_usd is None:
+        return "cost", "?", f"the price of {quote.model} is not known"
     saved = f"{figures.money(quote.saved_usd)} saved against the interactive price"
+    if quote.most_usd:
+        saved = f"estimated, {figures.money(quote.most_usd)} at most; {saved}"
     return "cost", figures.money(quote.cost_usd), saved
 
 

@@ -4,6 +4,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
+from embatch.journal.jobs import STUCK
 from embatch.journal.ledger import reopen, settle, settle_unseen, void
 from embatch.journal.purchases import Bought, audit_ref
 from embatch.journal.records import BatchRecord
@@ -16,6 +17,7 @@ _GIVEN_UP: Final = frozenset({_E.INPUT_LOST, _E.GAVE_WAY, _E.SENT_DIRECTLY})
 """Nothing came of it either, where the job was not asked for yet."""
 _ENDED: Final = frozenset({_E.JOB_FAILED, _E.JOB_EXPIRED, _E.JOB_CANCELLED})
 _READ: Final = frozenset({_E.COLLECTED, _E.GAVE_WAY})
+_OF_NO_USE: Final = frozenset({_E.MISALIGNED, _E.INPUT_LOST})
 _NOT_SUBMITTED: Final = frozenset({_S.PLANNED, _S.UPLOADING, _S.UPLOADED})
 
 
@@ -39,10 +41,11 @@ def record_purchase(
     if event in _NEVER_MADE or (event in _GIVEN_UP and before.state in _NOT_SUBMITTED):
         void(connection, label, now)
     elif event in _ENDED and before.state is _S.SUBMITTED:
+        if after.error_code == STUCK:
+            void(connection, audit_ref(label), now)
+            return  # the job goes on, and may cost what was reserved
         settle(connection, label, Bought(rows=0, tokens=0), now)
-    elif (event in _ENDED or event in _READ) and before.state is _S.READY:
-        settle_unseen(connection, label, now)
-    elif event is _E.MISALIGNED or event is _E.INPUT_LOST:
+    elif event in _OF_NO_USE or (event in _ENDED | _READ and before.state is _S.READY):
         settle_unseen(connection, label, now)
     else:
         return

@@ -25,6 +25,7 @@ from embatch.journal.purchases import (
     dollars,
 )
 from embatch.journal.schema import batches_table, ledger_table, runs_table
+from embatch.journal.sums import sum_ledger
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
 _LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtext(:run_id))")
@@ -199,17 +200,35 @@ class LedgerTable:
         with self._database.write() as connection:
             void(connection, ref, now)
 
-    def settle_late_twin(self, label: str, *, now: float) -> None:
-        """A job that was held absent had run all the same: its rows were billed once more."""
+    def settle_beside(self, label: str, rows: int, *, now: float) -> None:
+        """A job that its batch went on without has ended: `rows` of it were billed once more."""
         table = ledger_table.c
         with self._database.write() as connection:
+            if not rows:
+                void(connection, label, now)
+                return
             reopen(connection, label)
             connection.execute(
                 update(ledger_table)
                 .where(table.ref == label, table.state == "reserved")
-                .values(rows_again=table.rows, again_why="late_twin")
+                .values(
+                    rows=rows,
+                    rows_again=rows,
+                    again_why="late_twin",
+                    tokens_estimated=table.tokens_estimated * rows // table["rows"],
+                )
             )
             settle_unseen(connection, label, now)
+
+    def wake(self, run_id: str, *, now: float) -> None:
+        """Has batches that wait for money tried again: there may be more of it."""
+        with self._database.write() as connection:
+            _wake(connection, run_id, now)
+
+    def may_free(self, run_id: str) -> bool:
+        """Something of the run is under way whose end may free money."""
+        with self._database.read() as connection:
+            return _something_moves(connection, run_id)
 
     def find(self, ref: str) -> LedgerLine | None:
         """The line of a purchase, None when nothing was ever reserved under `ref`."""
@@ -238,7 +257,7 @@ class LedgerTable:
     def sums(self, run_id: str) -> dict[PurchaseKind, KindSums]:
         """What a run has bought, by kind; kinds of which nothing was bought are left out."""
         with self._database.read() as connection:
-            return _sums(connection, run_id)
+            return sum_ledger(connection, run_id)
 
     def again(self, run_id: str) -> dict[str, int]:
         """Rows that were billed more than once, by the reason."""
@@ -320,22 +339,22 @@ def _refusal(
         f"the cap is {dollars(cap)}: {dollars(spent)} is spent, {dollars(held)} may still come of "
         f"what is under way, and this may cost {dollars(wanted)} more"
     )
-    error.may_free = _something_moves(connection, purchase)
+    error.may_free = _something_moves(connection, purchase.run_id, but=purchase.batch_id)
     return error
 
 
-def _something_moves(connection: Connection, purchase: Purchase) -> bool:
-    """Some other batch of the run is under way, whose end may free money."""
+def _something_moves(connection: Connection, run_id: str, *, but: int | None = None) -> bool:
+    """A batch of the run, `but` one, is under way or being begun, and waits for no money."""
     table = batches_table.c
+    begun = (table.state == BatchState.PLANNED.value) & table.lease_token.is_not(None)
+    waits = table.blocked_reason.in_(("budget", "person"))
     found = connection.execute(
         select(table.id)
         .where(
-            table.run_id == purchase.run_id,
-            table.state.not_in(_AT_REST),
-            table.id != (purchase.batch_id or 0),
-            or_(
-                table.blocked_reason.is_(None), table.blocked_reason.not_in(("budget", "person"))
-            ),
+            table.run_id == run_id,
+            table.id != (but or 0),
+            or_(table.state.not_in(_AT_REST), begun & (table.kind == "embed")),
+            or_(table.blocked_reason.is_(None), ~waits),
         )
         .limit(1)
     ).first()
@@ -356,29 +375,3 @@ def _wake(connection: Connection, run_id: str | None, now: float) -> None:
             )
             .values(next_at=now)
         )
-
-
-def _sums(connection: Connection, run_id: str) -> dict[PurchaseKind, KindSums]:
-    table = ledger_table.c
-    settled, reserved = table.state == "settled", table.state == "reserved"
-
-    def total(condition: Any, column: Any) -> Any:
-        return func.coalesce(func.sum(case((condition, column), else_=0)), 0)
-
-    rows = connection.execute(
-        select(
-            table.kind,
-            total(settled, table["rows"]).label("rows"),
-            total(settled, table.rows_failed).label("rows_failed"),
-            total(settled, table.rows_again).label("rows_again"),
-            total(settled, table.tokens).label("tokens"),
-            total(settled, table.usd).label("usd"),
-            total(settled & table.estimated, table.usd).label("usd_estimated"),
-            total(reserved, table["rows"]).label("open_rows"),
-            total(reserved, table.usd_bound).label("usd_open"),
-            total(table.usd_bound.is_(None), 1).label("unpriced"),
-        )
-        .where(table.run_id == run_id, table.state != "void")
-        .group_by(table.kind)
-    ).mappings()
-    return {row["kind"]: KindSums(**{k: v for k, v in row.items() if k != "kind"}) for row in rows}

@@ -1,15 +1,19 @@
 """Sums over the batches of a run."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, and_, case, func, select
 
+from embatch.journal.purchases import KindSums, PurchaseKind
 from embatch.journal.records import RunCounts
-from embatch.journal.schema import batches_table, failures_table
+from embatch.journal.schema import batches_table, failures_table, ledger_table
 from embatch.types.state import BatchState
 
 UNDER_WAY = (BatchState.SUBMITTED, BatchState.READY, BatchState.COLLECTED)
 """States of batches whose rows may be done and are not written yet."""
+NOT_SENT = (BatchState.PLANNED, BatchState.UPLOADING, BatchState.UPLOADED)
+"""States of batches that nothing was bought for yet."""
 
 
 def count_rows(connection: Connection, run_id: str) -> RunCounts:
@@ -76,3 +80,68 @@ def present_pace(connection: Connection, run_id: str, batches: int, now: float) 
     paced = [(int(rows), float(since)) for rows, since in (*last, *live)]
     rows = sum(count for count, _ in paced)
     return rows / max(0.001, now - min(since for _, since in paced)) if rows else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToBuy:
+    """Batches of a run that are not at the provider yet."""
+
+    batches: int
+    tokens: int
+    """Estimated."""
+    largest: int
+    """Rows of the largest."""
+    largest_bound: int
+    """The most tokens that one of them can be billed."""
+    item_bound: int
+    """The most tokens that one of their items can be billed."""
+
+
+def sum_to_buy(connection: Connection, run_id: str) -> ToBuy:
+    """What a run has still to buy."""
+    table = batches_table.c
+
+    def largest(column: Any) -> Any:
+        return func.coalesce(func.max(column), 0)
+
+    row = connection.execute(
+        select(
+            func.count().label("batches"),
+            func.coalesce(func.sum(table.tokens_estimated), 0).label("tokens"),
+            largest(table["items"]).label("largest"),
+            largest(table.tokens_bound).label("largest_bound"),
+            largest(table.item_bound).label("item_bound"),
+        ).where(
+            table.run_id == run_id,
+            table.kind == "embed",
+            table.state.in_([state.value for state in NOT_SENT]),
+        )
+    ).one()
+    return ToBuy(**{name: int(value) for name, value in row._mapping.items()})  # noqa: SLF001 - public API
+
+
+def sum_ledger(connection: Connection, run_id: str) -> dict[PurchaseKind, KindSums]:
+    """What a run has bought, by kind."""
+    table = ledger_table.c
+    settled, reserved = table.state == "settled", table.state == "reserved"
+
+    def total(condition: Any, column: Any) -> Any:
+        return func.coalesce(func.sum(case((condition, column), else_=0)), 0)
+
+    rows = connection.execute(
+        select(
+            table.kind,
+            total(settled, table["rows"]).label("rows"),
+            total(settled, table.rows_failed).label("rows_failed"),
+            total(settled, table.rows_again).label("rows_again"),
+            total(settled, table.tokens).label("tokens"),
+            total(settled, table.usd).label("usd"),
+            total(settled & table.estimated, table.usd).label("usd_estimated"),
+            total(reserved, table["rows"]).label("open_rows"),
+            total(reserved, table.usd_bound).label("usd_open"),
+            total(table.usd_bound.is_(None), 1).label("unpriced"),
+        )
+        .where(table.run_id == run_id, table.state != "void")
+        .group_by(table.kind)
+    ).mappings()
+    return {row["kind"]: KindSums(**{k: v for k, v in row.items() if k != "kind"}) for row in rows}

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from embatch.errors import (
@@ -25,22 +27,27 @@ from embatch.errors import (
 from embatch.journal.ledger import Change, reservation
 from embatch.journal.purchases import Bought, Purchase, audit_ref, call_ref
 from embatch.journal.records import BatchRecord
-from embatch.runs.config import Audit
 from embatch.runs.context import RunContext
+from embatch.runs.plan import Cutter, item_bounds
+from embatch.runs.sampling import rows_to_audit
 from embatch.runs.step import Step
 from embatch.runs.tokens import estimate_tokens
+from embatch.types.batch import Limits
 from embatch.types.embedding import RowError, Space
 from embatch.types.models import MODELS, bare_model_name
 from embatch.types.results import Embedded
+from embatch.types.state import BatchState
 
 CALL_TEXTS: Final = 100
 """Texts of one interactive call: the services take no more."""
-LEAST_AUDIT_ROWS: Final = 2
-"""Rows of a batch that are audited at least (spec.md section 4.2)."""
-AUDIT_SHARE: Final = 0.01
-"""Share of a batch that is audited at most, beyond the least."""
+BATCHES_IN_CAP: Final = 8
+"""A batch may cost at most this part of the cap."""
+MOST_CAPPED_BATCHES: Final = 2_000
+"""A small cap cuts a dataset into no more batches than this."""
+MISSING: Final = "missing"
+"""Code of rows that the results do not speak of."""
 BILLED_WITHOUT_VECTOR: Final = frozenset(
-    {"missing", "not_finite", "zero_vector", "wrong_dims", "no_vector", "unreadable"}
+    {MISSING, "not_finite", "zero_vector", "wrong_dims", "no_vector", "unreadable"}
 )
 """Codes of rows that the service computed, as far as it says, and that are of no use. A row that
 the service itself calls failed is not billed."""
@@ -83,9 +90,7 @@ def price_of(space: Space) -> Price | None:
     model = MODELS.get(bare_model_name(space.model))
     if model is None or model.usd_per_million is None or model.batch_usd_per_million is None:
         return None
-    return Price(
-        batch_usd=model.batch_usd_per_million, interactive_usd=model.usd_per_million
-    )
+    return Price(batch_usd=model.batch_usd_per_million, interactive_usd=model.usd_per_million)
 
 
 def prompt_bytes(space: Space) -> int:
@@ -94,26 +99,29 @@ def prompt_bytes(space: Space) -> int:
     return len(template.replace("{text}", "").encode())
 
 
-def item_bounds(
-    text_bytes: NDArray[np.int64], space: Space, max_item_tokens: int
-) -> NDArray[np.int64]:
-    """The most tokens that each text can be billed, `[n]`: its bytes and those of the template
-    around it, and no more than the model reads; at least 1."""
-    return np.clip(text_bytes + prompt_bytes(space), 1, max_item_tokens)
+def open_cutter(
+    limits: Limits,
+    space: Space,
+    *,
+    max_cost_usd: float | None,
+    text_bytes: int,
+    first_items: int | None = None,
+) -> Cutter:
+    """The cutter of a run's batches, of `text_bytes` in all; the first has at most `first_items`.
 
-
-def audit_rows(items: int, audit: Audit, *, raised: int | None = None) -> int:
-    """How many rows of a batch of `items` are embedded again to compare.
-
-    `raised` is the run's `audit_rows` since a mismatch was found.
+    Under a cap they are so small that it can be used up nearly: each is bought only when the cap
+    bears the most that it can cost, which is several times what it does.
     """
-    if audit == "off":
-        return 0
-    if audit == "all":
-        return items
-    if raised is not None:
-        return min(items, max(raised, audit))
-    return min(items, audit, max(LEAST_AUDIT_ROWS, int(items * AUDIT_SHARE)))
+    price, bound = price_of(space), None
+    if max_cost_usd is not None and price is not None and price.batch_usd > 0.0:
+        share = max_cost_usd / BATCHES_IN_CAP / price.batch_usd * _MILLION
+        bound = max(int(share), text_bytes // MOST_CAPPED_BATCHES)
+    return Cutter(
+        limits,
+        prompt_bytes=prompt_bytes(space),
+        max_batch_bound=bound,
+        first_items=first_items,
+    )
 
 
 def reservations(step: Step, label: str) -> list[Change]:
@@ -140,7 +148,7 @@ def reservations(step: Step, label: str) -> list[Change]:
             again_why=batch.bought_why,
         )
     ]
-    audited = audit_rows(batch.items, context.config.audit, raised=context.run().audit_rows)
+    audited = rows_to_audit(context.config.audit, batch.items, raised=context.run().audit_rows)
     if audited:
         most = batch.item_bound or context.provider.limits.max_item_tokens
         most = min(bound, audited * most)
@@ -169,6 +177,24 @@ def was_billed(error: RowError) -> bool:
     return error.code in BILLED_WITHOUT_VECTOR
 
 
+def bought_in_vain(batch: BatchRecord, errors: Mapping[int, RowError]) -> dict[int, str]:
+    """Items of a finished job that were billed and gave no vector, each with its error's code.
+
+    Rows that are missing were billed only if the service counts them among those that succeeded;
+    where it counts nothing, they were.
+    """
+    missing = [index for index, error in errors.items() if error.code == MISSING]
+    found = {
+        index: error.code
+        for index, error in errors.items()
+        if was_billed(error) and error.code != MISSING
+    }
+    if batch.succeeded + batch.failed > 0:
+        served = batch.items - len(errors) + len(found)
+        missing = missing[: max(0, batch.succeeded - served)]
+    return found | dict.fromkeys(missing, MISSING)
+
+
 def spent_on(
     batch: BatchRecord, errors: Mapping[int, RowError], *, tokens: int, uncounted: int
 ) -> Bought:
@@ -178,30 +204,37 @@ def spent_on(
     `uncounted` how many of these report nothing. Those, and rows that were billed and gave no
     vector, count at the batch's average estimate.
     """
-    served = batch.items - len(errors)
-    failed = billed_in_vain(batch, errors)
+    failed = len(bought_in_vain(batch, errors))
     unknown = uncounted + failed
-    guessed = -(-batch.tokens_estimated * unknown // batch.items) if unknown else 0
+    guessed = -(-batch.tokens_estimated * unknown // batch.items)
     return Bought(
-        rows=served + failed,
+        rows=batch.items - len(errors) + failed,
         tokens=tokens + guessed,
         rows_failed=failed,
         estimated=unknown > 0,
     )
 
 
-def billed_in_vain(batch: BatchRecord, errors: Mapping[int, RowError]) -> int:
-    """Rows of a finished job that were billed and gave no vector.
+def bought_whole(step: Step) -> str | None:
+    """Why all rows of a batch are bought once more, when its job was billed for them; else None."""
+    batch = step.batch
+    line = None if batch.label is None else step.context.journal.ledger.find(batch.label)
+    if line is None or line.state != "settled" or not line.rows:
+        return None
+    return "misaligned" if batch.state is BatchState.QUARANTINED else str(batch.error_code)
 
-    Rows that are missing were billed only if the service counts them among those that succeeded;
-    where it counts nothing, they were.
+
+def bounds_of(items: pa.Table, context: RunContext) -> tuple[int, int]:
+    """The most tokens that staged items can be billed: all together, and the largest of them.
+
+    Items that are not sent have no text, and no bound.
     """
-    missing = sum(error.code == "missing" for error in errors.values())
-    others = sum(was_billed(error) for error in errors.values()) - missing
-    if batch.succeeded + batch.failed > 0:
-        served = batch.items - len(errors)
-        missing = max(0, min(missing, batch.succeeded - served - others))
-    return others + missing
+    if "text" not in items.schema.names:
+        return 0, 0
+    sizes = pc.binary_length(items["text"]).to_numpy().astype(np.int64)
+    most = context.provider.limits.max_item_tokens
+    bounds = item_bounds(sizes, prompt_bytes(context.space), most)
+    return int(bounds.sum()), int(bounds.max(initial=0))
 
 
 def embed_now(
@@ -224,7 +257,7 @@ def embed_now(
     if not limits.billed:
         return context.provider.embed(texts)
     sizes = np.array([len(text.encode("utf-8", "surrogatepass")) for text in texts], dtype=np.int64)
-    bounds = item_bounds(sizes, space, limits.max_item_tokens)
+    bounds = item_bounds(sizes, prompt_bytes(space), limits.max_item_tokens)
     estimates = estimate_tokens(sizes + prompt_bytes(space), limits.max_item_tokens)
     price, most = price_of(space), int(bounds.sum())
     planned = kind == "audit" and batch is not None and batch.label is not None
@@ -244,7 +277,8 @@ def embed_now(
     given: list[Embedded] = []
     try:
         for start in range(0, len(texts), CALL_TEXTS):
-            given.append(context.provider.embed(texts[start : start + CALL_TEXTS]))
+            group = texts[start : start + CALL_TEXTS]
+            given.append(context.provider.embed(group))
     except BaseException as error:
         done = len(given) * CALL_TEXTS
         lost = slice(done, done if isinstance(error, _UNBILLED) else done + CALL_TEXTS)

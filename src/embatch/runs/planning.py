@@ -26,7 +26,9 @@ from embatch.errors import InputError
 from embatch.journal.records import Failure, NewBatch
 from embatch.runs.choosing import Chooser, Elsewhere
 from embatch.runs.context import RunContext
-from embatch.runs.plan import Cut, Cutter
+from embatch.runs.cost import open_cutter
+from embatch.runs.plan import Cut
+from embatch.runs.probe import probe_rows
 from embatch.runs.reuse import old_records
 from embatch.types.batch import Limits
 from embatch.types.state import BatchState, RunEvent, RunState
@@ -54,6 +56,8 @@ class Plan:
     """Sorted runs of rows with a vector elsewhere that are safe on disk, by kind."""
     taken: dict[str, int] = field(default_factory=dict)
     """Such rows that are in batches already, by kind."""
+    probe_row: int | None = None
+    """Last row of the probe, the first batch; None without one."""
 
     @classmethod
     def of(cls, context: RunContext) -> "Plan":
@@ -154,7 +158,14 @@ def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> Non
     plan = Plan.of(context)
     source = open_run_source(context)
     chooser = _chooser(context, plan)
-    cutter = Cutter(batch_limits(context))
+    digest = Digest.load(context.paths.work / plan.digest)
+    cutter = open_cutter(
+        batch_limits(context),
+        context.space,
+        max_cost_usd=context.config.max_cost_usd,
+        text_bytes=digest.embed_bytes,
+        first_items=probe_rows(context, digest.embed_rows) if plan.position is None else None,
+    )
     empties: list[Failure] = []
     places: list[Position] = []
     end = plan.start() or Position()
@@ -176,7 +187,6 @@ def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> Non
     for cut in cutter.rest():
         plan = _stage_cut(context, token, plan, cut, end, empties)
         empties = []
-    digest = Digest.load(context.paths.work / plan.digest)
     phase: Phase = "copies" if digest.copy_rows or digest.reused_rows else "merge"
     _save(context, token, replace(plan, phase=phase, position=None), failures=empties)
     context.checkpoint("plan.staged")
@@ -205,6 +215,8 @@ def _stage_cut(
     write_stage(context.paths.work / name, cut.items)
     context.checkpoint("stage.written")
     plan = replace(plan, position=position.to_json())
+    if cut.probe:
+        plan = replace(plan, probe_row=rows[-1].as_py())
     batch = NewBatch(
         kind="embed",
         items=cut.items.num_rows,
@@ -212,6 +224,8 @@ def _stage_cut(
         row_max=rows[-1].as_py(),
         stage=name,
         tokens_estimated=cut.tokens,
+        tokens_bound=cut.tokens_bound,
+        item_bound=cut.item_bound,
         text_bytes=cut.text_bytes,
     )
     _save(context, token, plan, [batch], empties)

@@ -12,9 +12,14 @@ import numpy as np
 from embatch.datasets.digests import Digest, read_digest
 from embatch.datasets.source import Source
 from embatch.providers.base import Provider
+from embatch.runs.accounts import require_priced
 from embatch.runs.choosing import Chooser
-from embatch.runs.plan import Cutter
+from embatch.runs.config import Audit
+from embatch.runs.cost import Price, open_cutter, price_of
+from embatch.runs.plan import Cut, Cutter
 from embatch.runs.reuse import old_records, require_reusable
+from embatch.runs.sampling import rows_to_audit
+from embatch.runs.tokens import estimate_tokens
 
 SAMPLE_TEXTS = 64
 """Texts that are embedded to measure the pace of the local engine."""
@@ -41,9 +46,13 @@ class Quote:
     """Estimated, of the texts to embed."""
     batches: int
     cost_usd: float | None
-    """None where embedding is billed and nobody has counted it."""
+    """Estimated, audits included; None where nobody knows the price."""
+    audit_usd: float | None
+    """The part of it that audits take, at the interactive price."""
+    most_usd: float | None
+    """What it cannot exceed when everything is bought once."""
     saved_usd: float | None
-    """Against the same provider's interactive price; None as above."""
+    """Against every row at the same provider's interactive price; None as above."""
     texts_per_s: float | None
     """Measured on a sample; None where the provider sets the pace."""
     sample_texts: int
@@ -73,6 +82,8 @@ def quote_source(
     max_batch_items: int | None = None,
     max_batch_tokens: int | None = None,
     reuse: str | None = None,
+    max_cost_usd: float | None = None,
+    audit: Audit = "off",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Quote:
     """Reads the source twice, as planning does, and cuts it into batches that are thrown away.
@@ -80,6 +91,7 @@ def quote_source(
     On a provider that bills nothing, a sample of the texts is embedded to measure its pace.
     """
     space = provider.space
+    require_priced(space, max_cost_usd)
     if reuse is not None:
         require_reusable(reuse, space)
     with tempfile.TemporaryDirectory(prefix="embatch-plan-") as scratch:
@@ -90,8 +102,12 @@ def quote_source(
             max_batch_items=min(provider.limits.max_batch_items, max_batch_items or 2**31),
             max_batch_tokens=min(provider.limits.max_batch_tokens, max_batch_tokens or 2**62),
         )
-        cut = _cut(source, digest, Cutter(limits))
+        cutter = open_cutter(
+            limits, space, max_cost_usd=max_cost_usd, text_bytes=digest.embed_bytes
+        )
+        cut = _cut(source, digest, cutter, audit if limits.billed else "off")
     pace = None if limits.billed else _measure(provider, cut.sample, clock)
+    money = _money(price_of(space), cut, digest)
     return Quote(
         rows=digest.rows,
         empty=digest.empty,
@@ -101,8 +117,10 @@ def quote_source(
         text_bytes=digest.embed_bytes,
         tokens=cut.tokens,
         batches=cut.batches,
-        cost_usd=None if limits.billed else 0.0,
-        saved_usd=None if limits.billed else 0.0,
+        cost_usd=money.cost,
+        audit_usd=money.audit,
+        most_usd=money.most,
+        saved_usd=money.saved,
         texts_per_s=pace,
         sample_texts=len(cut.sample),
         seconds=digest.embed_rows / pace if pace else None,
@@ -118,25 +136,68 @@ def quote_source(
 class _Cuts:
     batches: int
     tokens: int
+    bound: int
+    """The most tokens that can be billed."""
+    audit_tokens: int
+    """Estimated, of the rows that are embedded again."""
+    audit_bound: int
     sample: list[str]
     """Texts from places spread evenly over those to embed."""
 
 
-def _cut(source: Source, digest: Digest, cutter: Cutter) -> _Cuts:
+def _cut(source: Source, digest: Digest, cutter: Cutter, audit: Audit) -> _Cuts:
     chooser = Chooser(digest, (), None)
     wanted = np.unique(np.linspace(0, max(0, digest.embed_rows - 1), SAMPLE_TEXTS).astype(np.int64))
-    batches = tokens = seen = 0
+    made: list[tuple[int, int, int, int]] = []
+    seen = 0
     sample: list[str] = []
     for block in source.read():
         table, _ = chooser.to_embed(block.first_row, block.batch)
         low, high = np.searchsorted(wanted, [seen, seen + table.num_rows])
         sample += table["text"].take(wanted[low:high] - seen).to_pylist()
         seen += table.num_rows
-        for cut in cutter.add(table):
-            batches, tokens = batches + 1, tokens + cut.tokens
-    for cut in cutter.rest():
-        batches, tokens = batches + 1, tokens + cut.tokens
-    return _Cuts(batches=batches, tokens=tokens, sample=sample)
+        made += [_figures(cut, audit) for cut in cutter.add(table)]
+    made += [_figures(cut, audit) for cut in cutter.rest()]
+    totals = [sum(column) for column in zip(*made, strict=True)] or [0, 0, 0, 0]
+    tokens, bound, audit_tokens, audit_bound = totals
+    return _Cuts(
+        batches=len(made),
+        tokens=tokens,
+        bound=bound,
+        audit_tokens=audit_tokens,
+        audit_bound=audit_bound,
+        sample=sample,
+    )
+
+
+def _figures(cut: Cut, audit: Audit) -> tuple[int, int, int, int]:
+    """Tokens of a batch and of its audit, each as estimated and at most."""
+    items = cut.items.num_rows
+    audited = rows_to_audit(audit, items)
+    most = min(cut.tokens_bound, audited * cut.item_bound)
+    return cut.tokens, cut.tokens_bound, cut.tokens * audited // items, most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Money:
+    cost: float | None = None
+    audit: float | None = None
+    most: float | None = None
+    saved: float | None = None
+
+
+def _money(price: Price | None, cut: _Cuts, digest: Digest) -> _Money:
+    if price is None:
+        return _Money()
+    batches, audit = price.of_batch(cut.tokens), price.of_calls(cut.audit_tokens)
+    unsent = np.array([digest.saved_bytes], dtype=np.int64)
+    spared = int(estimate_tokens(unsent, 2**62)[0]) if digest.saved_bytes else 0
+    return _Money(
+        cost=batches + audit,
+        audit=audit,
+        most=price.of_batch(cut.bound) + price.of_calls(cut.audit_bound),
+        saved=price.of_calls(cut.tokens + spared) - batches - audit,
+    )
 
 
 def _measure(provider: Provider, sample: list[str], clock: Callable[[], float]) -> float | None:
