@@ -9,6 +9,7 @@ EmbatchError
 ├── PermissionDeniedError       ask for the right
 ├── NotFoundError               name something that exists
 ├── RateLimitError              wait: `retry_after_s`, `per_day`
+│   └── QuotaFullError          nothing was sent: the quota, as far as it is known, is in use
 ├── ProviderUnavailableError    try again later
 ├── BatchNotCompleteError       wait for the batch
 ├── BatchFailedError            look at the batch's error; submit again
@@ -32,6 +33,18 @@ class EmbatchError(Exception):
     it is no part of the message, and nothing of embatch logs it."""
     service_status: str | None = None
     """What the service calls it, like INVALID_ARGUMENT, when it said so."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors pass between processes, whatever their constructors ask for.
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(
+    kind: type[EmbatchError], args: tuple[object, ...], facts: dict[str, object]
+) -> EmbatchError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(facts)
+    return error
 
 
 class ConfigError(EmbatchError):
@@ -80,6 +93,10 @@ class RateLimitError(EmbatchError):
     def retry_after(self) -> float | None:
         """Seconds to wait, as the service asked; the spelling other clients know."""
         return self.retry_after_s
+
+
+class QuotaFullError(RateLimitError):
+    """Nothing was sent: what is in flight fills the quota, or a wait for it is not over."""
 
 
 class ProviderUnavailableError(EmbatchError):

@@ -1,23 +1,29 @@
 """Every remote job that was ever asked for, by its label: one may turn up long after its batch
 went on, and all that are unfinished share the provider's quota."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, and_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from embatch.journal.database import Database
+from embatch.journal.ledger import reopen
+from embatch.journal.quotas import wake_waiting
 from embatch.journal.records import BatchRecord
-from embatch.journal.schema import jobs_table
+from embatch.journal.rows import record_event
+from embatch.journal.schema import batches_table, jobs_table, runs_table
 from embatch.types.state import BatchEvent, BatchState
 
-JobMark = Literal["submitting", "running", "ended", "cancelled", "refused", "absent"]
+JobMark = Literal["submitting", "running", "ended", "cancelled", "refused", "absent", "stray"]
 """What is known of a job: `submitting` may or may not exist, `refused` surely never did, `absent`
-was looked for and not found, `cancelled` was stopped and may still hold its share of the quota."""
+was looked for and not found, `cancelled` was stopped and may still hold its share of the quota,
+`stray` was asked to stop and goes on while its batch has gone on without it."""
 
+STUCK: Final = "stuck"
+"""Error code of a batch that went on without its job, which stood still and would not stop."""
 _E = BatchEvent
 _MARKS: Final[dict[BatchEvent, JobMark]] = {
     _E.SUBMIT_INTENDED: "submitting",
@@ -32,7 +38,7 @@ _MARKS: Final[dict[BatchEvent, JobMark]] = {
     _E.JOB_CANCELLED: "cancelled",
     _E.INPUT_LOST: "ended",
 }
-OCCUPYING: Final = ("submitting", "running", "cancelled")
+OCCUPYING: Final = ("submitting", "running", "cancelled", "stray")
 """Marks of jobs that count against the quota."""
 
 
@@ -73,7 +79,9 @@ def record_job(
     label = after.label if event is _E.TWIN_ADOPTED else before.label or after.label
     if label is None:
         return
-    if mark == "ended" and before.cancel_asked_at is not None:
+    if event is _E.JOB_EXPIRED and after.error_code == STUCK:
+        mark = "stray"
+    elif mark == "ended" and before.cancel_asked_at is not None:
         mark = "cancelled"
     table = jobs_table.c
     values = {
@@ -84,6 +92,8 @@ def record_job(
     }
     if event is not _E.SUBMIT_INTENDED:
         connection.execute(update(jobs_table).where(table.label == label).values(**values))
+        if mark in ("ended", "absent"):
+            wake_waiting(connection, scope, now)
         return
     make = sqlite_insert if connection.dialect.name == "sqlite" else postgresql_insert
     entry = make(jobs_table).values(
@@ -143,14 +153,38 @@ class JobTable:
             )
         return None if row is None else JobRecord(**row)
 
+    def watched(self, run_id: str) -> list[JobRecord]:
+        """Jobs of a run that nobody follows and that may cost: those held absent, those that go
+        on beside their batch, and those that turned up when it was sent again already."""
+        table, batch = jobs_table.c, batches_table.c
+        followed = select(batch.id).where(batch.id == table.batch_id, batch.label == table.label)
+        beside = and_(table.state == "running", ~followed.exists())
+        query = select(jobs_table).where(
+            table.run_id == run_id, or_(table.state.in_(("absent", "stray")), beside)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(table.intended_at)).mappings()
+            return [JobRecord(**row) for row in rows]
+
+    def turned_up(self, job: JobRecord, name: str, state: JobMark, *, now: float) -> None:
+        """A job that was held absent is there after all, and counts in its run from now on."""
+        with self._database.write() as connection:
+            _mark(connection, job.label, state, now, {"remote_name": name})
+            reopen(connection, job.label)
+            count_twin(connection, job.run_id)
+            record_event(
+                connection,
+                run_id=job.run_id,
+                batch_id=job.batch_id,
+                at=now,
+                kind="twin_found",
+                data={"label": job.label, "remote_name": name},
+            )
+
     def mark(self, label: str, state: JobMark, *, now: float, **facts: str) -> None:
         """Notes what was learned of a job outside its batch's steps."""
         with self._database.write() as connection:
-            connection.execute(
-                update(jobs_table)
-                .where(jobs_table.c.label == label)
-                .values(state=state, occupies=state in OCCUPYING, ended_at=now, **facts)
-            )
+            _mark(connection, label, state, now, facts)
 
     def release(self, scope: str) -> int:
         """Cancelled jobs of `scope` are proven not to count any more. Gives how many."""
@@ -161,6 +195,28 @@ class JobTable:
                 .where(table.scope == scope, table.state == "cancelled", table.occupies)
                 .values(occupies=False)
             ).rowcount
+
+
+def count_twin(connection: Connection, run_id: str) -> None:
+    """One job more of the run that turned up late, in the caller's transaction."""
+    connection.execute(
+        update(runs_table).where(runs_table.c.id == run_id).values(twins=runs_table.c.twins + 1)
+    )
+
+
+def _mark(
+    connection: Connection, label: str, state: JobMark, now: float, facts: Mapping[str, str]
+) -> None:
+    connection.execute(
+        update(jobs_table)
+        .where(jobs_table.c.label == label)
+        .values(
+            state=state,
+            occupies=state in OCCUPYING,
+            ended_at=None if state == "running" else now,
+            **facts,
+        )
+    )
 
 
 def occupying(connection: Connection, scope: str) -> tuple[int, int]:

@@ -3,17 +3,33 @@
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.sql.selectable import ScalarSelect
 
 from embatch.errors import LeaseLostError
 from embatch.journal.database import Database
+from embatch.journal.gates import Gate
 from embatch.journal.records import BatchRecord
 from embatch.journal.rows import batch_record
 from embatch.journal.schema import batches_table, events_table, runs_table
 from embatch.types.state import FINAL_BATCH_STATES, BatchState, RunState
 
+_NO_ROW = 2**62
+PRESSING_S = 12 * 3600.0
+"""Results that the provider keeps for no longer than this, in seconds, are read first."""
 RECENT_S = 60.0
 """A run whose due step is no older than this, in seconds, counts as worked on."""
 _ACTIVE = tuple(
@@ -22,6 +38,8 @@ _ACTIVE = tuple(
     if state not in FINAL_BATCH_STATES and state is not BatchState.PLANNED
 )
 _UNFINISHED = (*_ACTIVE, BatchState.PLANNED.value)
+_UNSENT = (BatchState.PLANNED.value, BatchState.UPLOADING.value, BatchState.UPLOADED.value)
+_SENT = tuple(state for state in _ACTIVE if state not in _UNSENT)
 _OCCUPYING = (
     BatchState.UPLOADING.value,
     BatchState.UPLOADED.value,
@@ -45,34 +63,54 @@ class LeaseTable:
         self._database = database
 
     def claim_step(
-        self, run_id: str, *, owner: str, lease_s: float, now: float, max_in_flight: int
+        self,
+        run_id: str,
+        *,
+        owner: str,
+        lease_s: float,
+        now: float,
+        max_in_flight: int,
+        max_ahead: int | None = None,
+        parked: bool = False,
     ) -> Claim | None:
         """The next batch of a run that is due for a step, leased; None when none is.
 
-        Batches under way come before new ones, new ones only while fewer than `max_in_flight`
-        occupy the provider, copies only when no unfinished batch may still own their texts.
+        Batches under way come before new ones, those first whose results the provider lets go of
+        soon; new ones only while fewer than `max_in_flight`
+        occupy the provider, and of these fewer than `max_ahead` wait for their create; copies only
+        when no unfinished batch may still own their texts. Of a `parked` run nothing is sent.
         """
         with self._database.write() as connection:
             lease_now = self._database.lease_now(connection)
             free = _free(batches_table, lease_now)
             table = batches_table.c
-            working = select(runs_table.c.id).where(
-                runs_table.c.id == run_id,
-                runs_table.c.state.in_([RunState.PLANNING.value, RunState.RUNNING.value]),
+            mine = and_(
+                *(table.run_id == run_id, _is_worked(run_id, parked=parked), free),
+                *(table.next_at <= now, _moves()),
             )
-            mine = and_(table.run_id == run_id, working.exists(), free, table.next_at <= now)
             planned = table.state == BatchState.PLANNED.value
+            gate = Gate.of(connection, run_id)
             found = connection.execute(
                 select(table.id)
-                .where(mine, table.state.in_(_ACTIVE))
-                .order_by(table.next_at, table.number)
+                .where(mine, table.state.in_(_SENT if parked else _ACTIVE))
+                .order_by(*_soonest_lost(now), table.next_at, table.number)
                 .limit(1)
                 .with_for_update(skip_locked=True)
             ).scalar()
-            if found is None and _occupying(connection, run_id) < max_in_flight:
+            if found is None and gate.audit_rows is not None:
                 found = connection.execute(
                     select(table.id)
-                    .where(mine, planned, table.kind == "embed")
+                    .where(mine, gate.audited_too_little())
+                    .order_by(table.number)
+                    .limit(1)
+                    .with_for_update(skip_locked=True)
+                ).scalar()
+            begun = and_(planned, table.kind == "embed", gate.may_begin())
+            room = not parked and _has_room(connection, run_id, max_in_flight, max_ahead)
+            if found is None and room:
+                found = connection.execute(
+                    select(table.id)
+                    .where(mine, begun, ~_short_of_money(run_id, now))
                     .order_by(table.row_min, table.number)
                     .limit(1)
                     .with_for_update(skip_locked=True)
@@ -97,6 +135,19 @@ class LeaseTable:
             row = connection.execute(
                 update(batches_table)
                 .where(table.id == found, free)
+                .values(lease_owner=owner, lease_token=token, lease_expires_at=lease_now + lease_s)
+                .returning(*batches_table.c)
+            ).one_or_none()
+            return None if row is None else Claim(batch=batch_record(row), token=token)
+
+    def claim_batch(self, batch_id: int, *, owner: str, lease_s: float) -> Claim | None:
+        """This very batch, leased whatever it waits for; None while a process works on it."""
+        with self._database.write() as connection:
+            token = secrets.token_hex(8)
+            lease_now = self._database.lease_now(connection)
+            row = connection.execute(
+                update(batches_table)
+                .where(batches_table.c.id == batch_id, _free(batches_table, lease_now))
                 .values(lease_owner=owner, lease_token=token, lease_expires_at=lease_now + lease_s)
                 .returning(*batches_table.c)
             ).one_or_none()
@@ -186,33 +237,53 @@ class LeaseTable:
         """Some batch of the run still needs a step, now or later."""
         table = batches_table.c
         with self._database.read() as connection:
-            left = connection.execute(
-                select(table.id)
-                .where(table.run_id == run_id, table.state.in_(_UNFINISHED))
-                .limit(1)
-            ).first()
+            unfinished = Gate.of(connection, run_id).unfinished()
+            left = connection.execute(select(table.id).where(unfinished).limit(1)).first()
         return left is not None
 
-    def next_due(self, run_id: str) -> float | None:
+    def waits_for_person(self, run_id: str) -> bool:
+        """Batches of the run wait for a person, and no other can move before they do."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            frontier = connection.execute(select(_frontier(run_id))).scalar()
+            gate = Gate.of(connection, run_id)
+            waiting = and_(
+                table.kind == "copies",
+                table.state == BatchState.PLANNED.value,
+                table.owner_max >= (_NO_ROW if frontier is None else frontier),
+            )
+            held_back = or_(waiting, gate.held_back())
+            blocked, moving = connection.execute(
+                select(
+                    func.count().filter(~_moves()),
+                    func.count().filter(_moves(), ~held_back),
+                ).where(gate.unfinished())
+            ).one()
+        return bool(blocked) and not moving
+
+    def next_due(self, run_id: str, *, parked: bool = False) -> float | None:
         """When the next step that nobody has in hand is due; None when there is none.
 
         Batches that wait to be begun count only while none is under way: the end of one is what
-        makes room for them.
+        makes room for them. Of a `parked` run nothing is sent.
         """
         table = batches_table.c
         with self._database.read() as connection:
+            gate = Gate.of(connection, run_id)
             free = _free(batches_table, self._database.lease_now(connection))
+            unsent = _UNSENT if parked else (BatchState.PLANNED.value,)
             under_way = connection.execute(
                 select(func.count(), func.min(table.next_at).filter(free)).where(
-                    table.run_id == run_id, table.state.in_(_ACTIVE)
+                    gate.unfinished(), table.state.not_in(unsent), _moves()
                 )
             ).one()
-            if under_way[0]:
+            if under_way[0] or parked:
                 due: float | None = under_way[1]
                 return due
             return connection.execute(
                 select(func.min(table.next_at)).where(
-                    table.run_id == run_id, table.state == BatchState.PLANNED.value
+                    *(table.run_id == run_id, table.state == BatchState.PLANNED.value),
+                    *(_moves(), ~gate.held_back()),
                 )
             ).scalar()
 
@@ -251,13 +322,56 @@ def _free(table: Table, lease_now: float) -> ColumnElement[bool]:
     return or_(table.c.lease_token.is_(None), table.c.lease_expires_at < lease_now)
 
 
-def _occupying(connection: Connection, run_id: str) -> int:
-    count = connection.execute(
-        select(func.count())
-        .select_from(batches_table)
-        .where(batches_table.c.run_id == run_id, batches_table.c.state.in_(_OCCUPYING))
-    ).scalar_one()
-    return int(count)
+def _moves() -> ColumnElement[bool]:
+    """It waits for no person."""
+    reason = batches_table.c.blocked_reason
+    return or_(reason.is_(None), reason != "person")
+
+
+def _soonest_lost(now: float) -> tuple[ColumnElement[Any], ...]:
+    """Batches whose results the provider keeps for little longer, the most pressing first."""
+    until = batches_table.c.results_until
+    pressing = and_(until.is_not(None), until < now + PRESSING_S)
+    return (case((pressing, 0), else_=1), case((pressing, until), else_=0.0))
+
+
+def _short_of_money(run_id: str, now: float) -> ColumnElement[bool]:
+    """A new batch of the run waits for money: others would find none either."""
+    waiting = batches_table.alias("waiting").c
+    return (
+        exists()
+        .where(
+            waiting.run_id == run_id,
+            waiting.state == BatchState.PLANNED.value,
+            waiting.next_at > now,
+            waiting.blocked_reason == "budget",
+        )
+        .correlate(None)
+    )
+
+
+def _is_worked(run_id: str, *, parked: bool) -> ColumnElement[bool]:
+    """The run is in a state in which its batches move, or some of them."""
+    states = [RunState.PARKED] if parked else [RunState.PLANNING, RunState.RUNNING]
+    return (
+        select(runs_table.c.id)
+        .where(runs_table.c.id == run_id, runs_table.c.state.in_([state.value for state in states]))
+        .exists()
+    )
+
+
+def _has_room(
+    connection: Connection, run_id: str, max_in_flight: int, max_ahead: int | None
+) -> bool:
+    """Another batch may begin."""
+    table = batches_table.c
+    waiting = table.state.in_((BatchState.UPLOADING.value, BatchState.UPLOADED.value))
+    occupying, ahead = connection.execute(
+        select(func.count(), func.count().filter(waiting)).where(
+            table.run_id == run_id, table.state.in_(_OCCUPYING), _moves()
+        )
+    ).one()
+    return int(occupying) < max_in_flight and (max_ahead is None or int(ahead) < max_ahead)
 
 
 def _frontier(run_id: str) -> ScalarSelect[int | None]:

@@ -7,12 +7,15 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from embatch.errors import JournalError, NotFoundError, TransitionRefusedError
+from embatch.journal.audits import AuditTable
 from embatch.journal.batches import BatchTable
+from embatch.journal.calibrations import CalibrationTable
 from embatch.journal.database import Database
 from embatch.journal.entries import cancel_batches, enter_adopted
 from embatch.journal.jobs import JobTable
 from embatch.journal.leases import LeaseTable
 from embatch.journal.ledger import LedgerTable
+from embatch.journal.quotas import QuotaTable
 from embatch.journal.records import AdoptedPart, EventRecord, Failure, RunRecord
 from embatch.journal.rows import record_event, run_record
 from embatch.journal.schema import events_table, failures_table, runs_table
@@ -31,7 +34,10 @@ class Journal:
         self.batches = BatchTable(database)
         self.leases = LeaseTable(database)
         self.jobs = JobTable(database)
+        self.audits = AuditTable(database)
         self.ledger = LedgerTable(database)
+        self.quotas = QuotaTable(database)
+        self.calibrations = CalibrationTable(database)
 
     @classmethod
     def open(cls, url: str) -> "Journal":

@@ -1,15 +1,62 @@
 """Estimates of tokens before anyone has counted them."""
 
+import math
+from dataclasses import dataclass
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
+
+from embatch.journal.calibrations import Calibration
+from embatch.journal.records import BatchRecord
+from embatch.types.embedding import Space
 
 BYTES_PER_TOKEN = 4.0
 """UTF-8 bytes a token in English prose, the usual rule of thumb of the Gemini docs (2026-11)."""
 SPECIAL_TOKENS = 2
 """Marks that models put around a text."""
+TELLING_BYTES: Final = 4096
+"""A count over fewer bytes of text says little about other texts."""
 
 
-def estimate_tokens(text_bytes: NDArray[np.int64], max_item_tokens: int) -> NDArray[np.int64]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRate:
+    """How many tokens texts have."""
+
+    per_byte: float = 1.0 / BYTES_PER_TOKEN
+    """Tokens for each UTF-8 byte."""
+    per_item: int = SPECIAL_TOKENS
+    """Tokens for each text beside those."""
+
+
+DEFAULT_RATE: Final = TokenRate()
+"""Before a service has counted any."""
+
+
+def token_rate(counted: Calibration | None) -> TokenRate:
+    """The rate that a service's own counts show; the rule of thumb while they tell too little."""
+    if counted is None or counted.text_bytes < TELLING_BYTES or counted.tokens <= 0:
+        return DEFAULT_RATE
+    return TokenRate(per_byte=counted.tokens / counted.text_bytes, per_item=0)
+
+
+def calibration_name(space: Space) -> str:
+    """What the counts of a space's model are kept under."""
+    return f"{space.provider}/{space.model}"
+
+
+def estimate_tokens(
+    text_bytes: NDArray[np.int64], max_item_tokens: int, rate: TokenRate = DEFAULT_RATE
+) -> NDArray[np.int64]:
     """Tokens that the model will read of texts of these sizes, `[n]`; at least 1 each."""
-    estimated = np.ceil(text_bytes / BYTES_PER_TOKEN).astype(np.int64) + SPECIAL_TOKENS
-    return np.minimum(estimated, max_item_tokens)
+    estimated: NDArray[np.int64] = np.ceil(text_bytes * rate.per_byte).astype(np.int64)
+    estimated = estimated + rate.per_item
+    return np.minimum(np.maximum(estimated, 1), max_item_tokens)
+
+
+def batch_tokens(batch: BatchRecord, max_item_tokens: int, rate: TokenRate) -> int:
+    """Tokens of a batch that is planned already, by what is known now."""
+    if rate == DEFAULT_RATE or not batch.text_bytes:
+        return batch.tokens_estimated
+    estimated = math.ceil(batch.text_bytes * rate.per_byte) + batch.items * rate.per_item
+    return max(batch.items, min(estimated, batch.items * max_item_tokens))
