@@ -10,10 +10,11 @@ from embatch.journal.bookkeeping import record_purchase
 from embatch.journal.database import Database
 from embatch.journal.entries import enter_batches, enter_failures
 from embatch.journal.jobs import record_job
+from embatch.journal.outlook import Outlook, read_outlook
 from embatch.journal.records import BatchRecord, Failure, NewBatch, RunCounts
 from embatch.journal.rows import batch_record, record_event
 from embatch.journal.schema import batches_table, failures_table, runs_table
-from embatch.journal.sums import count_rows, present_pace
+from embatch.journal.sums import ToBuy, count_rows, present_pace, sum_to_buy
 from embatch.types.state import (
     FINAL_BATCH_STATES,
     BatchEvent,
@@ -34,6 +35,7 @@ _RESET = (
     BatchState.FAILED,
     BatchState.EXPIRED,
     BatchState.CANCELLED,
+    BatchState.QUARANTINED,
 )
 """States in which a batch waits for what a person has mended by resuming its run."""
 
@@ -292,22 +294,15 @@ class BatchTable:
             ).all()
         return [batch_record(row) for row in rows]
 
-    def durations(self, run_id: str, *, limit: int = 50) -> list[float]:
-        """Seconds from submission to part of the jobs that ended last."""
-        table = batches_table.c
+    def outlook(self, run_id: str) -> Outlook:
+        """How long the run's jobs take, and what of it is not sent yet."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                select(table.finished_at - table.submitted_at)
-                .where(
-                    table.run_id == run_id,
-                    table.state == BatchState.PUBLISHED.value,
-                    table.remote_name.is_not(None),
-                    table.submitted_at.is_not(None),
-                )
-                .order_by(table.finished_at.desc())
-                .limit(limit)
-            ).scalars()
-            return [float(seconds) for seconds in rows]
+            return read_outlook(connection, run_id)
+
+    def to_buy(self, run_id: str) -> ToBuy:
+        """What the run has still to buy."""
+        with self._database.read() as connection:
+            return sum_to_buy(connection, run_id)
 
     def first_blocked(self, run_id: str) -> BatchRecord | None:
         """The blocked batch whose next step is the earliest."""

@@ -6,16 +6,19 @@ or spawns; it says when to come back. Whatever is left undone by a crash is seen
 
 from collections.abc import Callable
 
-from embatch.errors import ProviderUnavailableError, RateLimitError
+from embatch.errors import BudgetExceededError, ProviderUnavailableError, RateLimitError
 from embatch.journal.leases import Claim
 from embatch.runs import collect, copies
 from embatch.runs.context import RunContext
-from embatch.runs.giving_way import give_way, quarantined
-from embatch.runs.outcomes import After, Outcome
-from embatch.runs.pace import MAX_DELAY_S, backoff
+from embatch.runs.direct import collect_directly, is_direct
+from embatch.runs.giving_way import give_way
+from embatch.runs.outcomes import After, Outcome, OverBudget
+from embatch.runs.pace import BUDGET_DELAY_S, MAX_DELAY_S, backoff
 from embatch.runs.polling import poll
+from embatch.runs.quarantine import quarantined
 from embatch.runs.step import Step
 from embatch.runs.submitting import find, start, submit, upload
+from embatch.runs.withdrawal import audit_published
 from embatch.types.state import BatchState
 
 
@@ -29,6 +32,10 @@ def advance(
     step = Step(claim.batch, claim.token, context, is_held)
     try:
         return _STEPS[claim.batch.state](step)
+    except BudgetExceededError as error:
+        if error.may_free:  # the end of a purchase wakes it earlier
+            return After(seconds=BUDGET_DELAY_S, reason="budget", detail=str(error))
+        return OverBudget(error=str(error))
     except RateLimitError as error:
         step.note(polls=claim.batch.polls + 1)
         wait = error.retry_after_s or backoff(claim.batch.polls, context)
@@ -36,14 +43,18 @@ def advance(
             wait = max(wait, MAX_DELAY_S)
         return After(seconds=wait, reason="quota", detail=str(error))
     except ProviderUnavailableError as error:
-        step.note(polls=claim.batch.polls + 1)
-        wait = max(backoff(claim.batch.polls, context), error.retry_after_s or 0.0)
+        # Looks that found nothing new are counted there too: they are no failures.
+        failures = claim.batch.polls if claim.batch.blocked_reason == "unavailable" else 0
+        step.note(polls=failures + 1)
+        wait = max(backoff(failures, context), error.retry_after_s or 0.0)
         return After(seconds=wait, reason="unavailable", detail=str(error))
 
 
 def _collect(step: Step) -> Outcome:
     if step.batch.kind != "embed":
         return copies.collect_copies(step)
+    if is_direct(step):
+        return collect_directly(step)
     return collect.collect_results(step)
 
 
@@ -55,6 +66,7 @@ _STEPS: dict[BatchState, Callable[[Step], Outcome]] = {
     BatchState.SUBMITTED: poll,
     BatchState.READY: _collect,
     BatchState.COLLECTED: collect.publish,
+    BatchState.PUBLISHED: audit_published,
     BatchState.QUARANTINED: quarantined,
     BatchState.FAILED: give_way,
     BatchState.EXPIRED: give_way,

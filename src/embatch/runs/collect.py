@@ -9,13 +9,18 @@ import numpy as np
 import pyarrow as pa
 
 from embatch.datasets.column_types import block_name
-from embatch.datasets.parts import FinishedPart, PartWriter, publish_part
+from embatch.datasets.parts import FinishedPart, PartWriter, part_name, publish_part
 from embatch.datasets.stage import StageFile, write_stage
-from embatch.errors import AlignmentError, NotFoundError
+from embatch.errors import AlignmentError, NotFoundError, ProviderUnavailableError
+from embatch.journal.ledger import Change, settlement
 from embatch.journal.records import Failure, NewBatch
+from embatch.runs.audit import UNPROVEN, keeps_stages, misread, proven, unproven
+from embatch.runs.audit_notes import Audit
+from embatch.runs.cost import bought_in_vain, bought_whole, bounds_of, spent_on
 from embatch.runs.outcomes import Done, Now, Outcome, Stuck
 from embatch.runs.pace import RETRY_DELAY_S
 from embatch.runs.step import Step
+from embatch.runs.trouble import lost, smaller, unreadable
 from embatch.runs.verify import Join, Joined
 from embatch.types.embedding import RowError
 from embatch.types.results import Matrix
@@ -34,33 +39,58 @@ TOO_LONG = RowError(code="too_long", message="the text is longer than the model 
 def collect_results(step: Step) -> Outcome:
     """Reads the results, joins and checks them, and writes the part under a hidden name."""
     batch, context = step.batch, step.context
-    stage = step.stage()
     with gathered(context.paths.work, step.token, batch.items, context.space.dims) as matrix:
-        join = Join(label=str(batch.label), items=batch.items, space=context.space, into=matrix)
         try:
-            for block in context.provider.results(str(batch.remote_name)):
-                step.check_lease()
-                join.add(block)
+            joined = read_results(step, matrix)
         except NotFoundError:
-            if context.provider.limits.billed:
-                raise
-            step.move(BatchEvent.INPUT_LOST, remote_name=None, input_ref=None)
-            return Now()
+            return lost(step)
+        except ProviderUnavailableError as error:
+            return unreadable(step, error)
         except AlignmentError as error:
-            step.move(BatchEvent.MISALIGNED, error=str(error))
-            return Stuck(error=f"batch {batch.number} is quarantined: {error}")
-        joined = join.finish()
-        errors = dict(joined.errors)
+            return misread(step, error)
+        errors = joined.errors
         if len(errors) == batch.items and all(one.code == "wrong_dims" for one in errors.values()):
             # Another try would buy the same: the run asks for what the model does not give.
             return Stuck(
                 error=f"batch {batch.number} was computed in vain: {errors[0].message} in every "
-                "row; forget this run and start a new output with the --dims that the model gives"
+                "row; forget this run and start a new output with the --dims that the model gives",
+                hopeless=True,
             )
-        if context.config.too_long == "fail":
-            errors |= dict.fromkeys(np.flatnonzero(joined.truncated).tolist(), TOO_LONG)
         context.checkpoint("results.joined")
-        return finish_part(step, stage, joined.vectors, errors, _counted(joined, errors))
+        found = proven(step, joined)
+        return write_proven(step, joined, found) if isinstance(found, Audit) else found
+
+
+def read_results(step: Step, matrix: Matrix) -> Joined:
+    """Joins the batch's results into `matrix`, by key. Raises AlignmentError."""
+    batch, context = step.batch, step.context
+    join = Join(label=str(batch.label), items=batch.items, space=context.space, into=matrix)
+    for block in context.provider.results(str(batch.remote_name)):
+        step.check_lease()
+        join.add(block)
+    return join.finish()
+
+
+def write_proven(step: Step, joined: Joined, audit: Audit) -> Outcome:
+    """Writes results that stood their audit."""
+    errors = joined.errors | dict.fromkeys(unproven(step, audit), UNPROVEN)
+    if step.context.config.too_long == "fail":
+        errors |= dict.fromkeys(np.flatnonzero(joined.truncated).tolist(), TOO_LONG)
+    return finish_part(
+        step,
+        step.stage(),
+        joined.vectors,
+        errors,
+        _counted(joined, errors) | audit.facts,
+        also=_settlements(step, joined),
+    )
+
+
+def _settlements(step: Step, joined: Joined) -> list[Change]:
+    """What the results say that the job cost."""
+    batch, context = step.batch, step.context
+    spent = spent_on(batch, joined.errors, tokens=joined.tokens, uncounted=joined.uncounted)
+    return [settlement(str(batch.label), spent, now=context.now())]
 
 
 def _counted(joined: Joined, errors: dict[int, RowError]) -> dict[str, int]:
@@ -78,18 +108,24 @@ def finish_part(
     stage: StageFile,
     matrix: Matrix,
     errors: dict[int, RowError],
-    counts: dict[str, int],
+    counts: Mapping[str, Any],
+    *,
+    also: Sequence[Change] = (),
 ) -> Outcome:
-    """Writes the good rows to a part, keeps the texts of the others, and journals both."""
+    """Writes the good rows to a part, keeps the texts of the others, and journals both.
+
+    `also` is done in the transaction that journals them.
+    """
     batch, context = step.batch, step.context
     good = np.ones(batch.items, dtype=bool)
     good[list(errors)] = False
-    facts: dict[str, Any] = counts | {"succeeded": int(good.sum()), "failed": len(errors)}
+    facts: dict[str, Any] = {**counts, "succeeded": int(good.sum()), "failed": len(errors), "also": also}
     if batch.part_sha256 is None:
         facts |= _others(step, errors)
     # A part that was lost after it was journaled has its children and failures entered already.
     if not good.any():
         context.checkpoint("part.none")
+        (context.paths.parts / part_name(batch.number)).unlink(missing_ok=True)
         clear_away(step.move(BatchEvent.GAVE_WAY, finished_at=context.now(), **facts))
         return Done()
     part = write_part(step, stage, matrix, good)
@@ -104,8 +140,13 @@ def _others(step: Step, errors: Mapping[int, RowError]) -> dict[str, Any]:
     attempt = step.batch.attempt
     again = sorted(i for i, error in errors.items() if error.transient and attempt < MAX_ATTEMPTS)
     for_good = {i: error for i, error in errors.items() if i not in set(again)}
+    in_vain = bought_in_vain(step.batch, errors)
     return {
-        "children": [child_batch(step, again, attempt=attempt)] if again else [],
+        "children": [
+            child_batch(step, piece, attempt=attempt, in_vain=in_vain)
+            for piece in smaller(step.batch, again)
+            if piece
+        ],
         "failures": keep_failures(step, for_good),
     }
 
@@ -146,12 +187,24 @@ def write_part(step: Step, stage: StageFile, matrix: Matrix, good: Any) -> Finis
         return writer.finish()
 
 
-def child_batch(step: Step, indices: Sequence[int], *, attempt: int) -> NewBatch:
-    """A batch of some of this batch's items, staged anew; due later the more attempts it had."""
+def child_batch(
+    step: Step,
+    indices: Sequence[int],
+    *,
+    attempt: int,
+    in_vain: Mapping[int, str] | None = None,
+) -> NewBatch:
+    """A batch of some of this batch's items, staged anew; due later the more attempts it had.
+
+    `in_vain` tells which items this batch's job was billed for without use, and why; None: all
+    of them, if it was billed.
+    """
     items = step.stage().take(indices)
     name = f"stage/{step.batch.number:05d}-{indices[0]}-{step.token}.arrow"
     write_stage(step.context.paths.work / name, items)
     rows = items["row"].to_numpy()
+    most, largest = bounds_of(items, step.context)
+    bought, why = _bought_before(step, indices, in_vain)
     return NewBatch(
         kind=step.batch.kind,
         items=len(indices),
@@ -159,6 +212,10 @@ def child_batch(step: Step, indices: Sequence[int], *, attempt: int) -> NewBatch
         row_max=int(rows.max()),
         stage=name,
         tokens_estimated=step.batch.tokens_estimated * len(indices) // step.batch.items,
+        tokens_bound=most,
+        item_bound=largest,
+        bought=bought,
+        bought_why=why,
         text_bytes=step.batch.text_bytes * len(indices) // step.batch.items,
         owner_min=step.batch.owner_min,
         owner_max=step.batch.owner_max,
@@ -166,6 +223,21 @@ def child_batch(step: Step, indices: Sequence[int], *, attempt: int) -> NewBatch
         attempt=attempt,
         delay_s=RETRY_DELAY_S * (2**attempt - 1),
     )
+
+
+def _bought_before(
+    step: Step, indices: Sequence[int], in_vain: Mapping[int, str] | None
+) -> tuple[int, str | None]:
+    """How many of the items an earlier job was billed for, and what became of them there."""
+    batch = step.batch
+    why = bought_whole(step) if in_vain is None else None
+    if why is not None:
+        return len(indices), why
+    here = [in_vain[index] for index in indices if index in in_vain] if in_vain else []
+    earlier = max(0, batch.bought - (batch.items - len(indices)))
+    if len(here) >= earlier:
+        return len(here), here[0] if here else None
+    return earlier, batch.bought_why
 
 
 def keep_failures(step: Step, errors: Mapping[int, RowError]) -> list[Failure]:
@@ -204,17 +276,22 @@ def publish(step: Step) -> Outcome:
     context.checkpoint("part.renamed")
     step.move(BatchEvent.PUBLISHED, part=name, finished_at=context.now())
     context.checkpoint("part.published")
-    clear_away(step)
+    clear_away(step, leave_stage=keeps_stages(context))
     return Done()
 
 
-def clear_away(step: Step) -> None:
-    """Removes the remote batch and the stage, now that the part is safe."""
+def clear_away(step: Step, *, leave_remote: bool = False, leave_stage: bool = False) -> None:
+    """Removes the remote batch and the stage, now that the part is safe.
+
+    What the run keeps at the provider stays there, and with `leave_remote` a job that goes on;
+    with `leave_stage` the texts stay for as long as they may have to be audited again.
+    """
     batch, context = step.batch, step.context
-    if batch.kind == "embed":
+    if batch.kind == "embed" and not (leave_remote or context.keeps_remote):
         context.provider.discard(batch.remote_name, batch.input_ref)
         step.note(cleared_at=context.now())
-    step.stage().path.unlink(missing_ok=True)
+    if not leave_stage:
+        step.stage().path.unlink(missing_ok=True)
     context.checkpoint("batch.cleared")
 
 

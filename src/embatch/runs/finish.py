@@ -11,29 +11,59 @@ from embatch.datasets.assemble import assemble_npy, assemble_parquet
 from embatch.datasets.manifest import Manifest, PartEntry
 from embatch.datasets.output import OutputPaths, write_failures
 from embatch.datasets.vector_file import part_schema
-from embatch.errors import EmbatchError, TransitionRefusedError
+from embatch.errors import (
+    EmbatchError,
+    ProviderUnavailableError,
+    RateLimitError,
+    TransitionRefusedError,
+)
 from embatch.journal.records import BatchRecord
 from embatch.journal.store import Journal
+from embatch.runs.accounts import read_accounts
 from embatch.runs.context import RunContext
+from embatch.runs.outcomes import After, Done, Outcome
 from embatch.runs.planning import open_run_source
+from embatch.runs.twins import watch
 from embatch.types.state import FINAL_BATCH_STATES, FINAL_RUN_STATES, BatchState, RunEvent, RunState
 
 log = logging.getLogger("embatch.runs")
 
-SCRATCH = ("stage", "digest-*", "spool-*")
+LOOK_AGAIN_S = 5.0
+"""Until a finish that has to wait is tried again."""
+SCRATCH = ("stage", "audit", "digest-*", "spool-*")
 """Folders below the work folder that a finished run does not need."""
 
 
-def finish_run(context: RunContext, token: str) -> None:
+def finish_run(context: RunContext, token: str) -> Outcome:
     """Brings the output into its last form and closes the run, under its planning lease.
 
-    May be redone after a crash.
+    Before, it looks a last time for jobs that turn up late, and waits a while for the end of
+    those that are stopped. May be redone after a crash.
     """
+    try:
+        beside = watch(context)
+    except (ProviderUnavailableError, RateLimitError) as error:
+        wait = max(LOOK_AGAIN_S, error.retry_after_s or 0.0)
+        return After(seconds=wait, reason="unavailable", detail=str(error))
+    if beside and context.now() < beside[-1] + context.provider.limits.settle_s:
+        return After(seconds=LOOK_AGAIN_S, reason="unavailable", detail="a late job is stopped")
+    if beside:
+        log.warning(
+            "run %s: %d jobs that were stopped have not ended: embatch orphans shows them",
+            context.run_id,
+            len(beside),
+        )
+    _finish(context, token)
+    return Done()
+
+
+def _finish(context: RunContext, token: str) -> None:
     run, journal, paths = context.run(), context.journal, context.paths
     counts = journal.batches.counts(run.id)
     write_failures(paths.failures, _failure_lines(context))
     context.checkpoint("finish.failures")
     parts = _part_entries(context)
+    _remove_strays(context, parts)
     if paths.single_file is not None:
         _assemble(context, paths.single_file, parts)
     context.checkpoint("finish.assembled")
@@ -50,6 +80,7 @@ def finish_run(context: RunContext, token: str) -> None:
             "tokens": counts.tokens,
         },
         parts=parts,
+        cost=read_accounts(journal, run, counts).to_json(),
     ).save(paths.manifest)
     context.checkpoint("finish.manifest")
     _clear_remains(context)
@@ -69,8 +100,10 @@ def finish_run(context: RunContext, token: str) -> None:
 
 def _clear_remains(context: RunContext) -> None:
     """Removes what steps left that died before their end: remote batches, stages, half parts."""
+    watched = {job.label for job in context.journal.jobs.watched(context.run_id)}
     for batch in context.journal.batches.walk(context.run_id, states=FINAL_BATCH_STATES):
-        if batch.label is not None and batch.cleared_at is None:
+        left = batch.label is not None and batch.cleared_at is None
+        if left and batch.label not in watched and not context.keeps_remote:
             _discard(context, batch)
     for half in context.paths.parts.glob(".part-*.tmp"):
         half.unlink(missing_ok=True)
@@ -155,6 +188,14 @@ def _part_entries(context: RunContext) -> list[PartEntry]:
         )
         for batch in context.journal.batches.walk(context.run_id, states=[BatchState.PUBLISHED])
     ]
+
+
+def _remove_strays(context: RunContext, parts: list[PartEntry]) -> None:
+    """Removes parts that were taken back by a process that died before it had removed them."""
+    known = {part.name for part in parts}
+    for path in context.paths.parts.glob("part-*.parquet"):
+        if path.name not in known:
+            path.unlink(missing_ok=True)
 
 
 def _assemble(context: RunContext, single_file: Path, parts: list[PartEntry]) -> None:

@@ -43,7 +43,7 @@ def drawn(seed: str, candidates: NDArray[np.int64], rows: int) -> NDArray[np.int
 def chance_of_catching(*, rows: int, wrong: int, sample: int) -> float:
     """How likely a sample of a batch holds one of its `wrong` rows, 0.0 to 1.0.
 
-    Hypergeometric: 1 − C(rows − wrong, sample) / C(rows, sample).
+    Hypergeometric: 1 - C(rows - wrong, sample) / C(rows, sample).
     """
     missed = 1.0
     for taken in range(min(sample, rows)):

@@ -8,7 +8,7 @@ from embatch.providers.base import RemoteBatch, RemoteJob, RemoteStatus, StagedI
 from embatch.testing.engine import FakeEngine
 from embatch.types.batch import Limits
 from embatch.types.embedding import Space
-from embatch.types.results import BatchProgress, Embedded, ResultBlock
+from embatch.types.results import BatchProgress, Embedded, Matrix, ResultBlock
 from embatch.types.state import JobState
 
 DEFAULT_LIMITS = Limits(
@@ -32,7 +32,10 @@ class Job:
     state: JobState = JobState.COMPLETED
     has_results: bool = True
     refused: bool = False
+    quota: bool = False
     error: str | None = None
+    hidden: bool = False
+    """The list does not show it."""
 
 
 @dataclass(slots=True)
@@ -40,7 +43,8 @@ class FakeProvider:
     """Jobs end at once, with the vectors of `FakeEngine`; each hook may interfere.
 
     `before_submit` and `after_submit` may raise, before or after the job took effect; `on_job`
-    may change a job as it is made; `on_results` may change the blocks of its results.
+    may change a job as it is made, `on_cancel` when it is asked to stop; `on_results` may change
+    the blocks of its results, `on_embed` the vectors of an interactive call.
     """
 
     dims: int = 8
@@ -51,6 +55,9 @@ class FakeProvider:
     before_poll: Callable[[str], None] = lambda _name: None
     on_job: Callable[[Job], None] = lambda _job: None
     on_results: Callable[[Job, list[ResultBlock]], list[ResultBlock]] = lambda _job, blocks: blocks
+    on_cancel: Callable[[Job], None] = lambda _job: None
+    before_embed: Callable[[list[str]], None] = lambda _texts: None
+    on_embed: Callable[[Matrix], Matrix] = lambda matrix: matrix
     jobs: dict[str, Job] = field(default_factory=dict)
     """By name, the discarded ones left out."""
     submitted: list[str] = field(default_factory=list)
@@ -67,6 +74,9 @@ class FakeProvider:
 
     scope = "fake"
     """What shares one quota."""
+
+    opener = None
+    """Its jobs are in this process."""
 
     def upload(self, stage: StagedItems, label: str) -> str:
         """Keeps the texts under a reference of their own."""
@@ -95,13 +105,16 @@ class FakeProvider:
         """Looks through all jobs."""
         self.before_find(label)
         for name, job in self.jobs.items():
-            if job.label == label:
+            if job.label == label and not job.hidden:
                 return RemoteBatch(name=name, label=label)
         return None
 
     def listed(self) -> Iterator[RemoteJob]:
         """Every job that is not discarded."""
+        self.before_find("")
         for name, job in list(self.jobs.items()):
+            if job.hidden:
+                continue
             yield RemoteJob(
                 name=name,
                 label=job.label,
@@ -121,6 +134,8 @@ class FakeProvider:
             has_results=job.has_results and job.state is not JobState.PENDING,
             error=job.error,
             refused=job.refused,
+            quota=job.quota,
+            label=job.label,
         )
 
     def results(self, name: str) -> Iterator[ResultBlock]:
@@ -131,8 +146,9 @@ class FakeProvider:
         yield from self.on_results(job, [ResultBlock(keys=keys, vectors=vectors)])
 
     def cancel(self, name: str) -> None:
-        """Notes the wish."""
+        """Notes the wish, and has `on_cancel` change the job."""
         self.cancelled.append(name)
+        self.on_cancel(self._job(name))
 
     def discard(self, name: str | None, input_ref: str | None) -> None:
         """Forgets the job and its input."""
@@ -140,9 +156,11 @@ class FakeProvider:
         self._uploads.pop(input_ref or "", None)
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
-        """True vectors, at once."""
+        """True vectors, at once, as the script changes them."""
         _ = query
-        return FakeEngine(dims=self.dims).embed(texts)
+        self.before_embed(list(texts))
+        found = FakeEngine(dims=self.dims).embed(texts)
+        return replace(found, vectors=self.on_embed(found.vectors))
 
     def close(self) -> None:
         """Nothing to free."""

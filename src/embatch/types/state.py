@@ -14,7 +14,7 @@ A batch, on its way down; what stands beside the line is where trouble leads:
 Copies (rows whose text stands elsewhere) know no provider: they go from planned to ready. So do
 batches that are sent through the interactive API. A batch that is not submitted may adopt the job
 of an earlier attempt that turns up late, and a published one is quarantined when an audit finds
-its vectors on the wrong texts.
+its vectors on the wrong texts: copies of these vectors then wait for their owners anew.
 """
 
 from enum import StrEnum
@@ -78,6 +78,7 @@ class BatchEvent(StrEnum):
     PUBLISHED = "published"
     MISALIGNED = "misaligned"
     AUDIT_PASSED = "audit_passed"
+    OWNERS_WITHDRAWN = "owners_withdrawn"
     TWIN_ADOPTED = "twin_adopted"
     SENT_DIRECTLY = "sent_directly"
     GAVE_WAY = "gave_way"
@@ -119,6 +120,10 @@ BATCH_TRANSITIONS: Final[dict[tuple[BatchState, BatchEvent], BatchState]] = {
     (_S.COLLECTED, _E.PUBLISHED): _S.PUBLISHED,
     (_S.COLLECTED, _E.PART_LOST): _S.READY,
     (_S.PUBLISHED, _E.MISALIGNED): _S.QUARANTINED,
+    **{
+        (state, _E.OWNERS_WITHDRAWN): _S.PLANNED
+        for state in (_S.READY, _S.COLLECTED, _S.PUBLISHED)
+    },
     (_S.QUARANTINED, _E.AUDIT_PASSED): _S.READY,
     (_S.QUARANTINED, _E.GAVE_WAY): _S.SPLIT,
     (_S.FAILED, _E.GAVE_WAY): _S.SPLIT,

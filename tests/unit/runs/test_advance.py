@@ -2,20 +2,16 @@
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from replaying import Replay, Replays, failing
 
-from embatch.datasets.output import OutputPaths
-from embatch.datasets.source import open_source
-from embatch.datasets.spool import spool_data
 from embatch.errors import (
     AuthenticationError,
     ConfigError,
@@ -28,157 +24,13 @@ from embatch.errors import (
     ProviderUnavailableError,
     RateLimitError,
 )
-from embatch.journal.leases import Claim
-from embatch.journal.store import Journal
 from embatch.runs.advance import advance
-from embatch.runs.config import RunConfig
-from embatch.runs.context import RunContext
-from embatch.runs.outcomes import After, Outcome, Stuck
+from embatch.runs.outcomes import After, Stuck
 from embatch.runs.planning import advance_planning
-from embatch.runs.start import start_run
-from embatch.testing.clock import FakeClock
-from embatch.testing.engine import FakeEngine
 from embatch.testing.provider import FakeProvider, Job
 from embatch.types.embedding import RowError
 from embatch.types.results import ResultBlock
-from embatch.types.state import BatchState, JobState, RunState
-
-DIMS = 8
-
-
-class Replay:
-    """A run whose every step the test takes itself, in no time."""
-
-    def __init__(
-        self, folder: Path, provider: FakeProvider, texts: list[str], *, planned: bool = True
-    ) -> None:
-        self.clock = FakeClock()
-        self.provider = provider
-        self.texts = texts
-        self.journal = Journal.open(f"sqlite:///{folder / 'journal.db'}")
-        paths = OutputPaths.for_out(str(folder / "out"))
-        spool = paths.work / "spool"
-        source = open_source([str(spool_data(texts, spool))], spool=spool)
-        config = RunConfig(
-            inputs=tuple(str(file.path) for file in source.files),
-            out=str(paths.out),
-            provider="fake",
-            text=source.text_column,
-        )
-        run = start_run(self.journal, config, source, provider.space, now=self.clock())
-        self.context = RunContext(
-            journal=self.journal,
-            run_id=run.id,
-            config=config,
-            space=provider.space,
-            paths=paths,
-            provider=provider,
-            clock=self.clock,
-            chance=random.Random(1),
-        )
-        if planned:
-            self.plan()
-
-    def plan(self) -> None:
-        """Every planning step that is left."""
-        while self.context.run().state is RunState.PLANNING:
-            self.plan_once()
-
-    def plan_once(self) -> None:
-        """One planning step."""
-        token = self.journal.leases.claim_planning(self.context.run_id, owner="test", lease_s=60)
-        assert token is not None
-        advance_planning(self.context, token, lambda: False)
-        self.journal.leases.release_planning(self.context.run_id, token)
-
-    def claim(self) -> Claim | None:
-        """The lease of the next step that is due, None when none is."""
-        return self.journal.leases.claim_step(
-            self.context.run_id,
-            owner="test",
-            lease_s=60,
-            now=self.clock(),
-            max_in_flight=self.provider.limits.max_in_flight_batches,
-        )
-
-    def step(self) -> Outcome | None:
-        """The next step that is due, None when none is."""
-        claim = self.claim()
-        if claim is None:
-            return None
-        outcome = advance(claim, self.context)
-        wait = outcome.seconds if isinstance(outcome, After) else 0.0
-        self.journal.leases.release(claim.batch.id, claim.token, next_at=self.clock() + wait)
-        return outcome
-
-    def work(self, *, steps: int = 2_000) -> list[Outcome]:
-        """Steps until nothing is left or a batch is stuck; time jumps to what is due next."""
-        outcomes: list[Outcome] = []
-        for _ in range(steps):
-            outcome = self.step()
-            if outcome is not None:
-                outcomes.append(outcome)
-                if isinstance(outcome, Stuck):
-                    return outcomes
-                continue
-            due = self.journal.leases.next_due(self.context.run_id)
-            if due is None:
-                return outcomes
-            self.clock.advance(max(0.01, due - self.clock()))
-        raise AssertionError(f"the run is not done after {steps} steps")
-
-    def states(self) -> list[BatchState]:
-        return [batch.state for batch in self.journal.batches.walk(self.context.run_id)]
-
-    def written(self) -> dict[int, np.ndarray]:
-        found: dict[int, np.ndarray] = {}
-        for path in self.context.paths.parts.glob("part-*.parquet"):
-            table = pq.read_table(path)
-            matrix = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, DIMS)
-            for row, vector in zip(table["row"].to_pylist(), matrix, strict=True):
-                assert row not in found
-                found[row] = vector
-        return found
-
-    def assert_right(self, *, failed: set[int] = frozenset()) -> None:
-        """Every row once with its own vector, the failed ones in the failures."""
-        found = self.written()
-        failures = {failure.row for failure in self.journal.failures(self.context.run_id)}
-        assert failures == failed
-        assert found.keys() == set(range(len(self.texts))) - failed
-        for row, vector in found.items():
-            (truth,) = FakeEngine(dims=DIMS).expected([self.texts[row]])
-            assert np.array_equal(vector, truth)
-
-
-Replays = Callable[..., Replay]
-
-
-@pytest.fixture
-def replay(tmp_path: Path) -> Iterator[Replays]:
-    """Makes replays of ten texts, unless the test has others."""
-    made: list[Replay] = []
-
-    def make(provider: FakeProvider, texts: list[str] | None = None) -> Replay:
-        folder = tmp_path / str(len(made))
-        folder.mkdir()
-        made.append(Replay(folder, provider, texts or [f"text {n}" for n in range(10)]))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.journal.close()
-
-
-def failing(times: int, error: Exception) -> Callable[[str], None]:
-    """Raises `error` in the first `times` calls."""
-    left = itertools.count()
-
-    def hook(_: str) -> None:
-        if next(left) < times:
-            raise error
-
-    return hook
+from embatch.types.state import BatchState, JobState
 
 
 def test_a_lost_lease_ends_a_long_step_midway(replay: Replays) -> None:
@@ -297,6 +149,24 @@ def test_a_service_that_is_down_is_waited_for_longer_and_longer(replay: Replays)
     assert max(waits) <= 600.0 * 1.2
 
 
+def test_many_quiet_looks_do_not_make_the_first_failure_a_long_wait(replay: Replays) -> None:
+    """A job that takes its time, and one 503: the next look comes within seconds."""
+    looks = itertools.count()
+
+    def look(name: str) -> None:
+        number = next(looks)
+        provider.jobs[name].state = JobState.COMPLETED if number > 12 else JobState.PENDING
+        if number == 12:
+            raise ProviderUnavailableError("503")
+
+    provider = FakeProvider(before_poll=look)
+    run = replay(provider, ["one"])
+    outcomes = run.work()
+    run.assert_right()
+    (wait,) = [o.seconds for o in outcomes if isinstance(o, After) and o.reason == "unavailable"]
+    assert wait < 3.0
+
+
 @pytest.mark.parametrize("error", [AuthenticationError, PermissionDeniedError, ConfigError])
 def test_a_submit_that_a_person_must_mend_leaves_no_doubt(
     replay: Replays, error: type[EmbatchError]
@@ -381,7 +251,7 @@ def test_one_refused_row_is_bisected_out(replay: Replays) -> None:
 def test_a_job_that_ends_badly_without_results_goes_on_in_a_child(
     replay: Replays, state: JobState
 ) -> None:
-    """Once more, later, under a new label."""
+    """Once more, later, under a new label; in halves when it took too long."""
     bad = iter([state])
 
     def spoil(job: Job) -> None:
@@ -391,8 +261,9 @@ def test_a_job_that_ends_badly_without_results_goes_on_in_a_child(
     run = replay(FakeProvider(on_job=spoil), ["one", "two"])
     run.work()
     run.assert_right()
-    assert run.states() == [BatchState.SPLIT, BatchState.PUBLISHED]
-    assert len(set(run.provider.submitted)) == 2
+    halves = 2 if state is JobState.EXPIRED else 1
+    assert run.states() == [BatchState.SPLIT] + [BatchState.PUBLISHED] * halves
+    assert len(set(run.provider.submitted)) == 1 + halves
 
 
 def test_a_cancelled_job_with_results_keeps_them(replay: Replays) -> None:
@@ -453,17 +324,17 @@ def test_transient_rows_are_sent_again_alone_and_fail_in_the_end(replay: Replays
 
 
 def test_misaligned_results_are_quarantined_and_never_written(replay: Replays) -> None:
-    """A key of another batch stops the batch; its vectors reach no part."""
+    """A key of another batch: its vectors reach no part, and its rows are bought again."""
 
     def foreign(_job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
-        return [replace(block, keys=[f"beef{key}" for key in block.keys]) for block in blocks]
+        return [replace(block, keys=["0123456789ab:0" for _ in block.keys]) for block in blocks]
 
     run = replay(FakeProvider(on_results=foreign), ["one"])
     last = run.work()[-1]
     assert isinstance(last, Stuck)
     assert "quarantined" in last.error
     assert run.written() == {}
-    assert run.states() == [BatchState.QUARANTINED]
+    assert run.states() == [BatchState.SPLIT] * 4 + [BatchState.QUARANTINED]
 
 
 def test_a_part_that_vanished_is_made_again(replay: Replays) -> None:

@@ -87,22 +87,41 @@ def test_one_key_with_two_vectors_is_refused(split: bool) -> None:
         joining.add(last)
 
 
+def test_a_key_of_another_batch_is_refused() -> None:
+    """Another batch's file cannot pass for this one's."""
+    with pytest.raises(AlignmentError, match="key of another batch"):
+        join(2).add(block([0], truth(1), "embatch:j:r:0:2"))
+
+
 @pytest.mark.parametrize(
-    ("key", "words"),
+    "key",
     [
-        (wire_key("embatch:j:r:0:2", 0), "key of another batch"),
-        ("0", "key of another batch"),
-        (wire_key(LABEL, 2), "item 2 of a batch of 2"),
-        (wire_key(LABEL, 0).replace(":0", ":-1"), "never had"),
-        (wire_key(LABEL, 0).replace(":0", ":²"), "never had"),
-        (wire_key(LABEL, 0).replace(":0", ":"), "never had"),
+        *("0", "", "unknown-1", "no:thing"),
+        wire_key(LABEL, 2),
+        wire_key(LABEL, 0).replace(":0", ":-1"),
+        wire_key(LABEL, 0).replace(":0", ":²"),
+        wire_key(LABEL, 0).replace(":0", ":"),
+        wire_key(LABEL, 0) + "0" * 13,
     ],
 )
-def test_a_foreign_or_unknown_key_is_refused(key: str, words: str) -> None:
-    """Another batch's file cannot pass for this one's."""
+def test_a_key_that_nobody_sent_is_counted_and_its_line_dropped(key: str) -> None:
+    """Among good lines, alone in its block, and as an error; the others find their places."""
+    vectors = truth(3)
     joining = join(2)
-    with pytest.raises(AlignmentError, match=words):
-        joining.add(ResultBlock(keys=[key], vectors=truth(1)))
+    keys = [wire_key(LABEL, 1), key, wire_key(LABEL, 0)]
+    joining.add(
+        ResultBlock(
+            keys=keys,
+            vectors=vectors,
+            tokens=np.array([5, 6, 7], np.int32),
+            truncated=np.array([True, False, False]),
+        )
+    )
+    joining.add(ResultBlock(keys=[key], vectors=vectors[:1], errors=[(key, ERROR)]))
+    joined = joining.finish()
+    assert (joined.unknown, joined.tokens, joined.errors) == (3, 12, {})
+    assert joined.truncated.tolist() == [False, True]
+    assert np.allclose(joined.vectors, vectors[[2, 0]], atol=1e-6)
 
 
 def test_a_row_that_is_both_vector_and_error_is_refused() -> None:

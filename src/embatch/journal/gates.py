@@ -1,0 +1,78 @@
+"""What holds a run's new batches back, and which published ones must be audited again."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, and_, exists, false, or_, select, true
+
+from embatch.journal.schema import batches_table, runs_table
+from embatch.types.state import FINAL_BATCH_STATES, BatchState
+
+_FINAL: Final = tuple(state.value for state in FINAL_BATCH_STATES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """A run's gate, as its plan, its config and its audits have it."""
+
+    run_id: str
+    probe_row: int | None
+    """Last row of the probe while nothing else may begin; None: everything may."""
+    audit_rows: int | None
+    """Published batches of which fewer rows were audited must be audited again; None: none."""
+
+    @classmethod
+    def of(cls, connection: Connection, run_id: str) -> "Gate":
+        """The gate as it stands now."""
+        table = runs_table.c
+        row = connection.execute(
+            select(table.plan, table.config, table.audit_rows).where(table.id == run_id)
+        ).one_or_none()
+        if row is None:
+            return cls(run_id=run_id, probe_row=None, audit_rows=None)
+        plan, config = row.plan or {}, row.config or {}
+        return cls(
+            run_id=run_id,
+            probe_row=_probe_row(connection, run_id, plan, config),
+            audit_rows=None if config.get("audit") == "off" else row.audit_rows,
+        )
+
+    def may_begin(self) -> ColumnElement[bool]:
+        """Of planned batches for the provider: those that the probe does not hold back."""
+        return true() if self.probe_row is None else batches_table.c.row_min <= self.probe_row
+
+    def unfinished(self) -> ColumnElement[bool]:
+        """Of all batches: those of the run that need a step, now or later."""
+        table = batches_table.c
+        open_ = and_(table.run_id == self.run_id, table.state.not_in(_FINAL))
+        return open_ if self.audit_rows is None else or_(open_, self.audited_too_little())
+
+    def held_back(self) -> ColumnElement[bool]:
+        """Of all batches: the new ones for the provider that wait for the probe."""
+        table = batches_table.c
+        planned = and_(table.state == BatchState.PLANNED.value, table.kind == "embed")
+        return false() if self.probe_row is None else and_(planned, ~self.may_begin())
+
+    def audited_too_little(self) -> ColumnElement[bool]:
+        """Of all batches: the published ones that a mismatch elsewhere has made doubtful."""
+        table = batches_table.c
+        return and_(
+            table.run_id == self.run_id,
+            table.state == BatchState.PUBLISHED.value,
+            table.kind == "embed",
+            table.audited < (self.audit_rows or 0),
+            table.audited < table.part_rows,
+        )
+
+
+def _probe_row(connection: Connection, run_id: str, plan: Any, config: Any) -> int | None:
+    """Last row of a probe that is not decided; its rows may stand in child batches by now."""
+    last = plan.get("probe_row")
+    if last is None or not config.get("probe", False):
+        return None
+    table = batches_table.c
+    of_probe = [table.run_id == run_id, table.kind == "embed", table.row_min <= last]
+    published = exists().where(*of_probe, table.state == BatchState.PUBLISHED.value)
+    undecided = exists().where(*of_probe, table.state.not_in(_FINAL))
+    waits = connection.execute(select(and_(undecided, ~published))).scalar()
+    return int(last) if waits else None
