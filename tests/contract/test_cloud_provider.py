@@ -83,6 +83,7 @@ def test_an_answer_that_leaves_doubt_is_doubt(cloud: Any, stage: Any, kind: str,
         cloud.provider.submit(ref, LABEL, items=len(TEXTS), priority=0)
     assert caught.value.label == LABEL
     assert cloud.cloud.bill().requests[cloud.route("create")] == 1
+    assert cloud.sleeps == []  # the run waits, without a thread
     assert cloud.reopen().find(LABEL) is None
 
 

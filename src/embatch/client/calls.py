@@ -26,7 +26,7 @@ T = TypeVar("T")
 Once = Flow[Response | Lost] | Flow[Stream | Response | Lost]
 Gone = tuple[type[EmbatchError], ...]
 LOOKS: Final = 2
-"""Complete walks of the list after an ambiguous creation."""
+"""Walks of a client whose caller waits for the answer."""
 BETWEEN_LOOKS_S: Final = 2.0
 _log = logging.getLogger("embatch.client")
 
@@ -46,10 +46,12 @@ class Calls:
     """Seconds that only grow."""
     wall_clock: Callable[[], float] = field(default=time.time, repr=False)
     """Seconds since 1970, to read dates by."""
+    looks: int = LOOKS
+    """Complete walks of the list after an ambiguous creation, with a pause between them."""
 
     def trying_once(self) -> "Calls":
-        """The same, without a second try."""
-        return replace(self, policy=replace(self.policy, attempts=1))
+        """The same, without a second try or a second look: nothing in it waits."""
+        return replace(self, policy=replace(self.policy, attempts=1), looks=1)
 
     def request(
         self,
@@ -227,7 +229,7 @@ def create_once(
                     return parse(parse_object(response.body, what))
                 except ProviderUnavailableError as error:
                     doubt: EmbatchError = error
-                return (yield from _look_for(label, find, doubt))
+                return (yield from _look_for(calls.looks, label, find, doubt))
             case Refused(error=error):
                 raise error
             case Stale(error=error):
@@ -235,7 +237,7 @@ def create_once(
                     raise error
                 renewed = True
             case Again(ambiguous=True, error=error):
-                return (yield from _look_for(label, find, error))
+                return (yield from _look_for(calls.looks, label, find, error))
             case Again(wait_s=wait_s, error=error):
                 if attempt + 1 >= calls.policy.attempts:
                     raise error
@@ -243,8 +245,10 @@ def create_once(
     raise AssertionError("counting never ends")
 
 
-def _look_for(label: str, find: Callable[[str], Flow[T | None]], error: EmbatchError) -> Flow[T]:
-    for look in range(LOOKS):
+def _look_for(
+    looks: int, label: str, find: Callable[[str], Flow[T | None]], error: EmbatchError
+) -> Flow[T]:
+    for look in range(looks):
         if look:
             yield from perform(Sleep(seconds=BETWEEN_LOOKS_S))
         try:
