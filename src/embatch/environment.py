@@ -89,6 +89,18 @@ class Environment:
                 )
             return self._providers[wanted]
 
+    def service(self, name: str | None, *, staging: str | None = None) -> Provider:
+        """A provider by its name, or by the settings, for no run: to see what lies there."""
+        return self.provider(
+            RunConfig(
+                inputs=(),
+                out="",
+                provider=name or self.settings.provider or "local",
+                model=self.settings.model if name is None else None,
+                staging=staging,
+            )
+        )
+
     def context(self, run: RunRecord) -> RunContext:
         """The world of one run; its provider is opened. Refuses another space than the run's."""
         config = RunConfig.from_json(run.config)

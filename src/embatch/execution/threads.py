@@ -10,19 +10,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from embatch.errors import EmbatchError, JournalError, LeaseLostError, TransitionRefusedError
+from embatch.errors import (
+    EmbatchError,
+    JournalError,
+    LeaseLostError,
+    ProviderUnavailableError,
+    RateLimitError,
+    TransitionRefusedError,
+)
 from embatch.execution.keeper import HeldLease, LeaseKeeper
 from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.process import is_known_dead, owner_identity
+from embatch.runs.accounts import stop_over_budget
+from embatch.runs.admission import begin_ahead
 from embatch.runs.advance import advance
 from embatch.runs.config import RunConfig
 from embatch.runs.context import RunContext
 from embatch.runs.finish import fail_run, finish_run
-from embatch.runs.outcomes import After, Done, Now, Outcome, Stuck
+from embatch.runs.outcomes import After, Done, Now, Outcome, OverBudget, Stuck
+from embatch.runs.pace import RETRY_DELAY_S
+from embatch.runs.parking import next_due, park, wake_parked
 from embatch.runs.planning import advance_planning
-from embatch.types.state import RunState
+from embatch.runs.twins import watch
+from embatch.types.state import RunEvent, RunState
 
 log = logging.getLogger("embatch.execution")
 
@@ -32,7 +44,9 @@ IDLE_S = 0.5
 """Longest sleep of a thread with nothing to do: other processes may have made work."""
 UNWORKABLE_S = 30.0
 """A run that this process cannot work is looked at again after so long."""
-WORKING_STATES = (RunState.PLANNING, RunState.RUNNING)
+WATCH_LOOK_S = 30.0
+"""Until the journal is asked again whether jobs held absent are to be looked for."""
+WORKING_STATES = (RunState.PLANNING, RunState.RUNNING, RunState.PARKED)
 
 _Work = Callable[[HeldLease], Outcome | None]
 """A step, to be taken while its lease is held."""
@@ -71,6 +85,8 @@ class ThreadExecutor:
         self._close_context = close_context
         self._contexts: dict[str, RunContext] = {}
         self._unworkable: dict[str, float] = {}
+        self._watch_at: dict[str, float] = {}
+        self._finish_at: dict[str, float] = {}
         self._busy: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._keeper = LeaseKeeper(journal.leases, lease_s=LEASE_S)
@@ -174,24 +190,36 @@ class ThreadExecutor:
                 self._close_context(run_id)
 
     def _find(self, run: RunRecord, context: RunContext) -> _Found | None:
+        if self._is_watch_due(run, context) and (token := self._lease_planning(run.id)):
+            return self._planning_step(run, token, partial(self._watch, context))
         free = len(self._planned_here) < max(1, self._threads - 1)  # one stays for batches
         planning = run.state is RunState.PLANNING and free
         if planning and (token := self._lease_planning(run.id)):
             return self._planning_step(run, token, partial(self._plan, context))
         if self._planning_only:
             return None
-        leases = self._journal.leases
+        leases, parked = self._journal.leases, run.state is RunState.PARKED
+        if parked and wake_parked(self._journal, run, now=self._clock()):
+            return None
         claim = leases.claim_step(
             run.id,
             owner=self._owner,
             lease_s=LEASE_S,
             now=self._clock(),
             max_in_flight=context.provider.limits.max_in_flight_batches,
+            max_ahead=begin_ahead(context),
+            parked=parked,
         )
         if claim is not None:
             work = partial(self._advance, claim, context)
             return _Found(run, claim.token, work, partial(self._release, claim))
-        if run.state is not RunState.RUNNING or leases.has_steps(run.id):
+        if run.state is not RunState.RUNNING:
+            return None
+        if leases.has_steps(run.id):
+            if not park(context):
+                self._call_person(run)
+            return None
+        if self._finish_at.get(run.id, 0.0) > self._clock():
             return None
         if (token := self._lease_planning(run.id)) is None:
             return None
@@ -263,13 +291,47 @@ class ThreadExecutor:
         if context.run().state is RunState.RUNNING and not self._journal.leases.has_steps(
             context.run_id
         ):
-            finish_run(context, lease.token)
+            outcome = finish_run(context, lease.token)
+            if isinstance(outcome, After):
+                self._finish_at[context.run_id] = self._clock() + outcome.seconds
+
+    def _is_watch_due(self, run: RunRecord, context: RunContext) -> bool:
+        """The provider's list may hold jobs of the run that were held absent."""
+        now, limits = self._clock(), context.provider.limits
+        if not limits.billed or self._planning_only or self._watch_at.get(run.id, 0.0) > now:
+            return False
+        self._watch_at[run.id] = now + min(limits.settle_s, WATCH_LOOK_S)
+        return bool(self._journal.jobs.watched(run.id))
+
+    def _watch(self, context: RunContext, _: HeldLease) -> None:
+        every_s = context.provider.limits.settle_s
+        if not self._journal.begin_watch(context.run_id, now=self._clock(), every_s=every_s):
+            return
+        try:
+            watch(context)
+        except (ProviderUnavailableError, RateLimitError) as error:
+            log.info("run %s: the provider's list is looked at later: %s", context.run_id, error)
+
+    def _call_person(self, run: RunRecord) -> None:
+        """Stops a run in which nothing moves before someone acts."""
+        if not self._journal.leases.waits_for_person(run.id):
+            return
+        try:
+            self._journal.transition_run(
+                run.id, RunEvent.BLOCKED, expected=RunState.RUNNING, now=self._clock()
+            )
+        except TransitionRefusedError:
+            return  # another process did, or someone has acted
+        self._news.set()
 
     def _advance(self, claim: Claim, context: RunContext, lease: HeldLease) -> Outcome:
         outcome = advance(claim, context, lease.is_held)
         if isinstance(outcome, Stuck):
-            fail_run(self._journal, claim.batch.run_id, outcome.error, now=self._clock())
-            self._news.set()
+            if outcome.hopeless or not context.provider.limits.billed:
+                fail_run(self._journal, claim.batch.run_id, outcome.error, now=self._clock())
+                self._news.set()
+            else:
+                log.warning("run %s waits for a person: %s", claim.batch.run_id, outcome.error)
         return outcome
 
     def _release(self, claim: Claim, outcome: Outcome | None) -> None:
@@ -294,13 +356,23 @@ class ThreadExecutor:
                     blocked_reason="person",
                     blocked_detail=error,
                 )
+            case OverBudget(error=error):
+                leases.release(
+                    claim.batch.id,
+                    claim.token,
+                    next_at=now + RETRY_DELAY_S,
+                    blocked_reason="budget",
+                    blocked_detail=error,
+                )
+                if stop_over_budget(self._journal, claim.batch.run_id, error, now=now):
+                    self._news.set()
             case Now() | Done():
                 leases.release(claim.batch.id, claim.token, next_at=now)
 
     def _rest(self, runs: Sequence[RunRecord]) -> None:
         """Sleeps until a step is due or a thread of this process has ended one."""
         now = self._clock()
-        due = [self._journal.leases.next_due(run.id) for run in runs]
+        due = [next_due(self._journal, run) for run in runs]
         earliest = min((moment for moment in due if moment is not None), default=now + IDLE_S)
         # A batch that is due but held back must not make this a busy loop.
         self._wake.wait(min(IDLE_S, max(0.05, earliest - now)))

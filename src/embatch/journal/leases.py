@@ -241,6 +241,11 @@ class LeaseTable:
             left = connection.execute(select(table.id).where(unfinished).limit(1)).first()
         return left is not None
 
+    def is_probing(self, run_id: str) -> bool:
+        """The run's probe is not decided: nothing else may be begun."""
+        with self._database.read() as connection:
+            return Gate.of(connection, run_id).probe_row is not None
+
     def waits_for_person(self, run_id: str) -> bool:
         """Batches of the run wait for a person, and no other can move before they do."""
         table = batches_table.c

@@ -68,6 +68,7 @@ def reserve(connection: Connection, purchases: Sequence[Purchase], now: float) -
         if one.replaces is not None:
             void(connection, one.replaces, now)
         _enter(connection, one, now)
+        _unblock(connection, one.batch_id)
 
 
 def settle(connection: Connection, ref: str, bought: Bought, now: float) -> None:
@@ -206,6 +207,7 @@ class LedgerTable:
         with self._database.write() as connection:
             if not rows:
                 void(connection, label, now)
+                settle(connection, label, Bought(rows=0, tokens=0), now)  # what was estimated
                 return
             reopen(connection, label)
             connection.execute(
@@ -359,6 +361,17 @@ def _something_moves(connection: Connection, run_id: str, *, but: int | None = N
         .limit(1)
     ).first()
     return found is not None
+
+
+def _unblock(connection: Connection, batch_id: int | None) -> None:
+    """A batch that found money waits for none any more, before its step is over."""
+    table = batches_table.c
+    if batch_id is not None:
+        connection.execute(
+            update(batches_table)
+            .where(table.id == batch_id, table.blocked_reason == "budget")
+            .values(blocked_reason=None, blocked_detail=None)
+        )
 
 
 def _wake(connection: Connection, run_id: str | None, now: float) -> None:

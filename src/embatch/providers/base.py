@@ -1,11 +1,9 @@
 """The port: what a run needs of any service that embeds batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Protocol
 
 from embatch.types.batch import Limits
 from embatch.types.embedding import Space
@@ -13,6 +11,9 @@ from embatch.types.label import label_hash as label_hash
 from embatch.types.label import wire_key as wire_key
 from embatch.types.results import BatchProgress, Embedded, ResultBlock
 from embatch.types.state import JobState
+
+if TYPE_CHECKING:  # what reads results alone needs none of it
+    import pyarrow as pa
 
 
 class StagedItems(Protocol):
@@ -28,7 +29,7 @@ class StagedItems(Protocol):
         """How many there are."""
         ...
 
-    def read(self) -> Iterator[pa.RecordBatch]:
+    def read(self) -> Iterator["pa.RecordBatch"]:
         """The items in order: columns `key`, `row`, `text`, `text_sha256` and the kept ones."""
         ...
 
@@ -72,6 +73,12 @@ class RemoteStatus:
     """Why the job ended badly, without users' texts."""
     refused: bool = False
     """The job failed because of what is in it: smaller batches may find the row at fault."""
+    quota: bool = False
+    """The job failed because a quota was used up: nothing is wrong with it."""
+    ended_at: float | None = None
+    """Seconds since 1970, where the service says it."""
+    label: str | None = None
+    """Its display name, where the service says it."""
     poll_after_s: float | None = None
     """When the next look is worth it, in seconds from now; None when that cannot be foreseen."""
 
@@ -95,6 +102,14 @@ class Provider(Protocol):
     @property
     def scope(self) -> str:
         """What shares one quota: provider, project (or a mark of the key) and model."""
+        ...
+
+    @property
+    def opener(self) -> "OpenProvider | None":
+        """Opens the same provider in another process; None where only this process can.
+
+        It can be pickled.
+        """
         ...
 
     def upload(self, stage: StagedItems, label: str) -> str:
@@ -154,3 +169,7 @@ class Provider(Protocol):
     def close(self) -> None:
         """Frees what the provider holds. Safe to call twice."""
         ...
+
+
+OpenProvider = Callable[[], Provider]
+"""Opens a provider."""

@@ -25,7 +25,7 @@ from embatch.errors import (
     PermissionDeniedError,
     ProviderUnavailableError,
 )
-from embatch.providers.base import RemoteBatch, RemoteJob, RemoteStatus, wire_key
+from embatch.providers.base import OpenProvider, RemoteBatch, RemoteJob, RemoteStatus, wire_key
 from embatch.providers.limits import batch_limits, service_limits
 from embatch.transport import Transport
 from embatch.types.batch import EmbedContentBatch, Limits
@@ -43,6 +43,8 @@ QUERY_TASKS: Final = {TaskType.RETRIEVAL_DOCUMENT: TaskType.RETRIEVAL_QUERY}
 """The task of a query against vectors of a task; any other task is its own."""
 BLAMED_ON_ROWS: Final = frozenset({"invalid_argument", "out_of_range"})
 """Codes of a failed job whose rows are at fault; any other may pass by itself."""
+QUOTA_USED_UP: Final = "resource_exhausted"
+"""Code of a failed job that the service had no room for."""
 FAILED_PRECONDITION: Final = "FAILED_PRECONDITION"
 """A 400 that no change of the rows can mend: billing is off, or the country is not served."""
 UNIT_TOLERANCE: Final = 1e-5
@@ -111,13 +113,20 @@ class CloudProvider:
     unreadable: ClassVar[tuple[type[EmbatchError], ...]]
     """What reading results of a job that is there raises while they are not."""
 
-    def __init__(self, cloud: Cloud, asked: Asked, transport: Transport) -> None:
+    def __init__(
+        self,
+        cloud: Cloud,
+        asked: Asked,
+        transport: Transport,
+        opener: OpenProvider | None = None,
+    ) -> None:
         self._cloud = cloud
         self._once = cloud.trying_once()
         self._options = asked.options
         self._dims = asked.dims
         self._settle_s = asked.settle_s
         self._performer = Thread(transport)
+        self._opener = opener
         self._created: dict[str, RemoteBatch] = {}
         """Batches that this process made, by label: known before the list shows them."""
         self._items: dict[str, int] = {}
@@ -146,6 +155,11 @@ class CloudProvider:
     def scope(self) -> str:
         """Service, project (or the key's mark) and model."""
         return f"{self.name}/{self._cloud.account}/{self._options.model.name}"
+
+    @property
+    def opener(self) -> OpenProvider | None:
+        """None where credentials were handed in: they are this process's."""
+        return self._opener
 
     def submit(self, input_ref: str, label: str, *, items: int, priority: int) -> RemoteBatch:
         """Creates the batch by one request, sent again only where a token was refused."""
@@ -228,6 +242,9 @@ class CloudProvider:
             has_results=batch.has_results,
             error=None if batch.error is None else batch.error.message,
             refused=batch.error is not None and batch.error.code in BLAMED_ON_ROWS,
+            quota=batch.error is not None and batch.error.code == QUOTA_USED_UP,
+            ended_at=None if batch.end_time is None else batch.end_time.timestamp(),
+            label=batch.label,
         )
 
     def results(self, name: str) -> Iterator[ResultBlock]:

@@ -32,16 +32,20 @@ class ServiceLimits:
     """Unfinished batches of a project; None: no limit."""
     enqueued_tokens: int | None = None
     """Tokens of one model over all unfinished batches, at the lowest tier that has batches."""
+    results_kept_s: float | None = None
+    """How long results can be read after a job's end; None: they are the project's own objects."""
 
 
 GEMINI: Final = ServiceLimits(
     source="ai.google.dev/gemini-api/docs: rate-limits (100 batches; embeddings 500,000 tokens "
     "enqueued at tier 1, 5,000,000 at 2, 10,000,000 at 3), batch-api (2 GB a file); rows: no "
-    "number is given, other clients stop at 50,000",
+    "number is given, other clients stop at 50,000; results: batch-api says 6 weeks and files "
+    "48 hours for every file: the shorter one counts",
     rows=50_000,
     file_bytes=2_000_000_000,
     jobs=100,
     enqueued_tokens=500_000,
+    results_kept_s=48 * 3600.0,
 )
 VERTEX: Final = ServiceLimits(
     source="Vertex AI docs, batch inference for embeddings: Gemini embedding models",
@@ -75,5 +79,6 @@ def batch_limits(
         max_in_flight_batches=service.jobs or MOST_IN_FLIGHT,
         max_item_tokens=model.max_tokens,
         settle_s=SETTLE_S if settle_s is None else settle_s,
+        results_kept_s=service.results_kept_s,
         billed=True,
     )

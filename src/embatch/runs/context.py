@@ -36,6 +36,11 @@ class RunContext:
         """Seconds since 1970."""
         return self.clock()
 
+    @property
+    def keeps_remote(self) -> bool:
+        """Inputs and finished batches stay at the provider."""
+        return self.config.keep_remote and self.provider.limits.billed
+
     def run(self) -> RunRecord:
         """The run as the journal has it now."""
         return self.journal.get_run(self.run_id)

@@ -16,6 +16,7 @@ from embatch.errors import InvalidRequestError, NotFoundError, StorageError
 from embatch.journal.records import BatchRecord, NewBatch
 from embatch.journal.store import Journal
 from embatch.providers.base import Provider
+from embatch.runs.config import RunConfig
 from embatch.runs.context import no_checkpoint
 from embatch.runs.finish import clear_work, reopen_manifest
 from embatch.types.state import FINAL_RUN_STATES, BatchState, RunEvent, RunState
@@ -113,18 +114,32 @@ def forget_run(journal: Journal, run_id: str, open_provider: Callable[[], Provid
     run = journal.get_run(run_id)
     if run.state not in FINAL_RUN_STATES:
         raise InvalidRequestError(f"run {run.id} is {run.state}: cancel it first, then forget it")
-    left = [
-        batch
-        for batch in journal.batches.walk(run.id)
-        if batch.label is not None and batch.cleared_at is None
-    ]
-    if left:
-        provider = open_provider()
-        for batch in left:
-            remote = batch.remote_name or _name_of(provider, str(batch.label))
-            provider.discard(remote, batch.input_ref)
+    if not RunConfig.from_json(run.config).keep_remote:
+        _discard_all(journal, run.id, open_provider)
     clear_work(OutputPaths.for_out(run.out).work, everything=True)
     journal.delete_run(run.id)
+
+
+def _discard_all(journal: Journal, run_id: str, open_provider: Callable[[], Provider]) -> None:
+    """Removes what the provider may still hold of a run; what goes on there is stopped."""
+    watched = {job.label for job in journal.jobs.watched(run_id)}
+    left = [
+        batch
+        for batch in journal.batches.walk(run_id)
+        if batch.label is not None and batch.cleared_at is None
+    ]
+    if not (left or watched):
+        return
+    provider = open_provider()
+    for remote in provider.listed() if watched else ():
+        if remote.label in watched and not remote.done:
+            provider.cancel(remote.name)
+        elif remote.label in watched:
+            provider.discard(remote.name, None)
+    for batch in left:
+        if batch.label not in watched:
+            remote_name = batch.remote_name or _name_of(provider, str(batch.label))
+            provider.discard(remote_name, batch.input_ref)
 
 
 def _name_of(provider: Provider, label: str) -> str | None:

@@ -30,6 +30,15 @@ class Stuck:
     """No step can be taken until someone acts. `error` says what happened and what to type."""
 
     error: str
+    hopeless: bool = False
+    """Nothing else of the run can succeed either."""
 
 
-Outcome = Now | After | Done | Stuck
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverBudget:
+    """The cap bears nothing more, and nothing is under way whose end could free money."""
+
+    error: str
+
+
+Outcome = Now | After | Done | Stuck | OverBudget

@@ -8,6 +8,8 @@ from embatch.runs.context import RunContext
 
 MAX_DELAY_S: Final = 600.0
 """Longest wait between two steps (spec.md section 5)."""
+BUDGET_DELAY_S: Final = 15.0
+"""Wait of a batch for money, which what is under way may free."""
 RETRY_DELAY_S: Final = 2.0
 """Wait before the second attempt; grows with each one."""
 POLL_BACKOFF: Final = 1.5

@@ -34,6 +34,8 @@ class Limits:
     """Fixed seconds between polls; None adapts to the batch's size (spec.md section 5)."""
     settle_s: float = 600.0
     """How long after an ambiguous submit a batch may still turn up before it is held absent."""
+    results_kept_s: float | None = None
+    """How long results can be read after a job's end; None: until they are removed."""
     billed: bool = True
     """Embedding costs money here."""
 

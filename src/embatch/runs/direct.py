@@ -1,0 +1,243 @@
+"""What batches will not bring before the deadline is embedded at once, at the interactive price.
+
+A batch that is not submitted leaves the queue and is embedded call by call. What each call brought
+is on disk before the next one: a crash buys one call again at most.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from embatch.datasets.durable import write_whole
+from embatch.errors import InvalidRequestError
+from embatch.providers.base import label_hash, wire_key
+from embatch.runs.collect import finish_part, gathered
+from embatch.runs.context import RunContext
+from embatch.runs.cost import CALL_TEXTS, embed_now, price_of
+from embatch.runs.outcomes import Outcome
+from embatch.runs.step import Step
+from embatch.runs.verify import Join
+from embatch.types.embedding import RowError
+from embatch.types.results import Embedded, ResultBlock
+from embatch.types.state import BatchEvent
+
+log = logging.getLogger("embatch.runs")
+
+DIRECT: Final = "direct:"
+"""What the labels of batches begin with that were embedded at once."""
+ROWS_PER_S: Final = 50.0
+"""Pace of the interactive API that is counted on, so that there is time left for it."""
+SLACK: Final = 1.1
+"""Jobs are taken to need so many times what they needed of late."""
+
+
+def is_late(context: RunContext) -> bool:
+    """A batch that is sent now will not be back by the deadline, as far as can be told.
+
+    Told by the jobs that ended, and by how long those under way have been: while none has ended,
+    one more is taken to need at least as long as they have waited.
+    """
+    deadline = context.config.deadline
+    if deadline is None or not context.provider.limits.billed:
+        return False
+    now, outlook = context.now(), context.journal.batches.outlook(context.run_id)
+    waited = [now - moment for moment in outlook.since]
+    expected = max(
+        median(outlook.durations) if outlook.durations else 0.0, median(waited) if waited else 0.0
+    )
+    return now + expected * SLACK + outlook.unsent_rows / ROWS_PER_S > deadline
+
+
+def send_directly(step: Step) -> bool:
+    """Takes a batch that is not submitted out of the queue, to be embedded at once, when only
+    that meets the deadline and the budget bears it. Gives whether it did."""
+    context, batch = step.context, step.batch
+    if not is_late(context):
+        return False
+    if not _affordable(step):
+        log.warning("batch %d will be late: the budget bears no interactive calls", batch.number)
+        return False
+    attempt = batch.attempt + (batch.input_ref is None)
+    step.move(
+        BatchEvent.SENT_DIRECTLY,
+        attempt=attempt,
+        label=DIRECT + step.label(attempt),
+        remote_name=None,
+        input_ref=None,
+        submitted_at=context.now(),
+        succeeded=0,
+        failed=0,
+    )
+    context.checkpoint("direct.chosen")
+    if batch.input_ref is not None:
+        context.provider.discard(None, batch.input_ref)
+    return True
+
+
+def _affordable(step: Step) -> bool:
+    context, batch = step.context, step.batch
+    cap, price = context.config.max_cost_usd, price_of(context.space)
+    if cap is None:
+        return True
+    if price is None:
+        return False
+    return (
+        sum(context.journal.ledger.committed(batch.run_id)) + price.of_calls(batch.tokens_bound)
+        <= cap
+    )
+
+
+def is_direct(step: Step) -> bool:
+    """The batch is embedded at once: there is no job of it."""
+    return (step.batch.label or "").startswith(DIRECT)
+
+
+def collect_directly(step: Step) -> Outcome:
+    """Embeds the batch call by call, and writes its part."""
+    batch, context = step.batch, step.context
+    stage, label = step.stage(), str(batch.label)
+    with gathered(context.paths.work, step.token, batch.items, context.space.dims) as matrix:
+        join = Join(label=label, items=batch.items, space=context.space, into=matrix)
+        errors: dict[int, RowError] = {}
+        calls = _Calls(step)
+        done = 0
+        for texts in _in_calls(stage.read()):
+            step.check_lease()
+            answer = calls.answer(done, texts)
+            join.add(
+                ResultBlock(
+                    keys=[wire_key(label, done + place) for place in answer.places],
+                    vectors=answer.embedded.vectors,
+                    tokens=answer.embedded.tokens,
+                    truncated=answer.embedded.truncated,
+                    errors=[
+                        (wire_key(label, done + place), RowError(code="refused", message=why))
+                        for place, why in answer.refused.items()
+                    ],
+                )
+            )
+            done += len(texts)
+            step.note(succeeded=done)
+        joined = join.finish()
+        errors |= joined.errors
+        truncated = joined.truncated.copy()
+        truncated[list(errors)] = False
+        counts = {
+            "tokens": joined.tokens,
+            "truncated": int(truncated.sum()),
+            "repeated": joined.repeated,
+        }
+        context.checkpoint("direct.joined")
+        outcome = finish_part(step, stage, joined.vectors, errors, counts)
+    calls.forget()
+    return outcome
+
+
+def _in_calls(batches: Iterator[pa.RecordBatch]) -> Iterator[list[str]]:
+    for batch in batches:
+        texts = batch["text"].to_pylist()
+        yield from (texts[start : start + CALL_TEXTS] for start in range(0, len(texts), CALL_TEXTS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """What one call brought."""
+
+    places: list[int]
+    """Of the texts that have a vector, in the order of `embedded`."""
+    embedded: Embedded
+    refused: dict[int, str]
+    """Why, by place."""
+
+
+class _Calls:
+    """The calls of one batch, each kept on disk once it is answered."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        name = f"{step.batch.number:05d}-{label_hash(str(step.batch.label))}"
+        self._folder = step.context.paths.work / "stage" / f"direct-{name}"
+
+    def answer(self, start: int, texts: Sequence[str]) -> _Answer:
+        """What a call for these texts brought, by this process or an earlier one."""
+        path = self._folder / f"{start:09d}.npz"
+        if path.exists():
+            return _load(path)
+        answer = self._ask(texts)
+        self._step.context.checkpoint("direct.answered")
+        _save(path, answer)
+        self._step.context.checkpoint("direct.kept")
+        return answer
+
+    def _ask(self, texts: Sequence[str]) -> _Answer:
+        """One call; a refused one is tried in halves, until the texts at fault stand alone."""
+        try:
+            embedded = embed_now(self._step.context, texts, kind="direct", batch=self._step.batch)
+        except InvalidRequestError as error:
+            if len(texts) == 1:
+                dims = self._step.context.space.dims
+                return _Answer(places=[], embedded=_nothing(dims), refused={0: str(error)})
+            middle = len(texts) // 2
+            return _joined(self._ask(texts[:middle]), self._ask(texts[middle:]), middle)
+        return _Answer(places=list(range(len(texts))), embedded=embedded, refused={})
+
+    def forget(self) -> None:
+        """Removes what was kept: the part holds it."""
+        for path in self._folder.glob("*"):
+            path.unlink(missing_ok=True)
+        if self._folder.exists():
+            self._folder.rmdir()
+
+
+def _nothing(dims: int) -> Embedded:
+    return Embedded(
+        vectors=np.empty((0, dims), dtype=np.float32),
+        tokens=np.empty(0, dtype=np.int32),
+        truncated=np.empty(0, dtype=np.bool_),
+    )
+
+
+def _joined(first: _Answer, second: _Answer, offset: int) -> _Answer:
+    one, two = first.embedded, second.embedded
+    return _Answer(
+        places=first.places + [offset + place for place in second.places],
+        embedded=Embedded(
+            vectors=np.concatenate([one.vectors, two.vectors]),
+            tokens=np.concatenate([one.tokens, two.tokens]),
+            truncated=np.concatenate([one.truncated, two.truncated]),
+        ),
+        refused=first.refused | {offset + place: why for place, why in second.refused.items()},
+    )
+
+
+def _save(path: Path, answer: _Answer) -> None:
+    refused = json.dumps(sorted(answer.refused.items()))
+    with write_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            places=np.array(answer.places, dtype=np.int64),
+            vectors=answer.embedded.vectors,
+            tokens=answer.embedded.tokens,
+            truncated=answer.embedded.truncated,
+            refused=np.array(refused),
+        )
+
+
+def _load(path: Path) -> _Answer:
+    with np.load(path) as kept:
+        return _Answer(
+            places=kept["places"].tolist(),
+            embedded=Embedded(
+                vectors=np.ascontiguousarray(kept["vectors"]),
+                tokens=kept["tokens"],
+                truncated=kept["truncated"],
+            ),
+            refused={int(place): str(why) for place, why in json.loads(str(kept["refused"]))},
+        )

@@ -1,0 +1,145 @@
+"""A job that ended and cannot be read, or that nobody knows any more: waiting, then a person."""
+
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from embatch.errors import ProviderUnavailableError
+from embatch.journal.jobs import STUCK
+from embatch.journal.leases import PRESSING_S
+from embatch.journal.records import BatchRecord
+from embatch.runs.outcomes import After, Now, Outcome, Stuck
+from embatch.runs.pace import backoff
+from embatch.runs.step import Step
+from embatch.types.state import BatchEvent, JobState
+
+log = logging.getLogger("embatch.runs")
+
+QUOTA: Final = "quota"
+"""Error code of a batch that the service had no room for when its turn came."""
+UNREADABLE: Final = "unreadable"
+"""Error code of a batch whose results were there and could never be read."""
+UNREADABLE_FOR_S: Final = 5 * 24 * 3600.0
+"""How long results that are paid for are asked for, before their rows are bought again."""
+_HOUR_S: Final = 3600.0
+_TOO_SLOW: Final = (STUCK, BatchEvent.JOB_EXPIRED.value)
+
+
+def smaller(batch: BatchRecord, indices: Sequence[int]) -> list[Sequence[int]]:
+    """Which rows of a batch to send again together: halves, when its job took too long."""
+    slow = (
+        batch.error_code in _TOO_SLOW
+        or batch.cancel_asked_at is not None
+        or batch.remote_state == JobState.EXPIRED
+    )
+    return halves(indices) if slow else [indices]
+
+
+def halves(indices: Sequence[int]) -> list[Sequence[int]]:
+    """The indices in two parts, or as they are when there is but one."""
+    middle = len(indices) // 2
+    return [indices[:middle], indices[middle:]] if middle else [indices]
+
+
+def lost(step: Step) -> Outcome:
+    """The provider has no job of this name any more: its list decides, then a person.
+
+    Where nothing is billed, the batch is sent again.
+    """
+    context, batch = step.context, step.batch
+    if not context.provider.limits.billed:
+        step.move(BatchEvent.INPUT_LOST, remote_name=None, input_ref=None, succeeded=0, failed=0)
+        return Now()
+    found = context.provider.find(str(batch.label))
+    if found is None:
+        return Stuck(
+            error=f"batch {batch.number}: the provider no longer knows {batch.remote_name}, nor "
+            f"any job named {batch.label}{_elsewhere(step)}. {choice(step)}"
+        )
+    step.note(polls=_failures(step) + 1, remote_name=found.name)
+    return After(
+        seconds=backoff(_failures(step), context),
+        reason="unavailable",
+        detail=f"{found.name} stands in the provider's list, and cannot be looked at now",
+    )
+
+
+def choice(step: Step) -> str:
+    """What a person may type about a job that may or may not be there."""
+    batch = step.batch
+    command = f"embatch resolve {batch.run_id} {batch.number}"
+    return (
+        f"If you find it, type: {command} --adopt NAME; "
+        f"if it is surely gone, type: {command} --absent, and its rows are bought again"
+    )
+
+
+def _elsewhere(step: Step) -> str:
+    """Words for a job that was made under another key or project than the present one."""
+    job = step.context.journal.jobs.find(str(step.batch.label))
+    if job is None or job.scope == step.context.provider.scope:
+        return ""
+    return (
+        "; it was made under another key, project or server than the present one: with that one "
+        f"set again, type: embatch resume {step.batch.run_id}"
+    )
+
+
+def is_elsewhere(step: Step) -> bool:
+    """The job was made, or not made, where the present key and project do not lead."""
+    return _elsewhere(step) != ""
+
+
+def in_doubt(step: Step, why: str) -> Stuck:
+    """Nobody can tell whether the batch was created: a person looks."""
+    batch = step.batch
+    return Stuck(
+        error=f"batch {batch.number}: it cannot be told whether its job was created, {why}"
+        f"{_elsewhere(step)}. Look for a job named {batch.label}. {choice(step)}"
+    )
+
+
+def unreadable(step: Step, error: ProviderUnavailableError) -> Outcome:
+    """Results that are paid for and cannot be read: again later, for days; then bought again."""
+    context, batch = step.context, step.batch
+    if not context.provider.limits.billed:
+        raise error
+    now = context.now()
+    job = context.journal.jobs.find(str(batch.label))
+    ended_at = job.ended_at if job is not None and job.ended_at is not None else batch.created_at
+    if now >= ended_at + UNREADABLE_FOR_S:
+        days = (now - ended_at) / (24 * _HOUR_S)
+        step.move(
+            BatchEvent.JOB_FAILED,
+            error_code=UNREADABLE,
+            error=f"its results could not be read in {days:.0f} days: {error}",
+        )
+        log.warning("batch %d: its results were never readable: bought again", batch.number)
+        return Now()
+    step.note(polls=_failures(step) + 1)
+    return After(
+        seconds=max(backoff(_failures(step), context), error.retry_after_s or 0.0),
+        reason="unavailable",
+        detail=f"{error}{_kept_for(step, now)}",
+    )
+
+
+def _failures(step: Step) -> int:
+    """Failures in a row: looks that found nothing new are counted there too."""
+    return step.batch.polls if step.batch.blocked_reason == "unavailable" else 0
+
+
+def _kept_for(step: Step, now: float) -> str:
+    """A warning when the provider lets go of the results soon."""
+    batch = step.batch
+    if batch.results_until is None or batch.results_until - now > PRESSING_S:
+        return ""
+    left_h = (batch.results_until - now) / _HOUR_S
+    log.warning(
+        "batch %d: its results cannot be read, and the provider keeps them %.1f hours more",
+        batch.number,
+        max(0.0, left_h),
+    )
+    if left_h <= 0:
+        return "; the provider may have let go of its results by now"
+    return f"; the provider keeps its results {left_h:.1f} hours more"
