@@ -5,20 +5,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import pyarrow as pa
 
+from embatch.config import Settings
+from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
-from embatch.datasets.source import open_source
+from embatch.datasets.source import Source, open_source
 from embatch.datasets.spool import spool_data
 from embatch.environment import Environment
 from embatch.errors import InputError, InvalidRequestError, error_named
 from embatch.execution.threads import ThreadExecutor
 from embatch.journal.records import Failure, RunRecord
-from embatch.runs.config import RunConfig
+from embatch.runs.accounts import set_cap
+from embatch.runs.config import Audit, RunConfig, TooLong
 from embatch.runs.end import cancel_run, forget_run, retry_run, take_back
-from embatch.runs.outputs import read_output
+from embatch.runs.lookup import find_run
+from embatch.runs.outputs import read_output, require_form
+from embatch.runs.resolve import resolve_batch
 from embatch.runs.start import start_run, wake_run
 from embatch.runs.status import RunStatus, read_status
 from embatch.types.results import Matrix
@@ -26,12 +31,53 @@ from embatch.types.state import FINAL_RUN_STATES, RunState
 
 PROGRESS_S = 0.5
 """Seconds between two calls of `on_progress`."""
-STOPPED_STATES = FINAL_RUN_STATES | {
-    RunState.PARKED,
-    RunState.NEEDS_PERSON,
-    RunState.OVER_BUDGET,
-}
+STOPPED_STATES = FINAL_RUN_STATES | {RunState.NEEDS_PERSON, RunState.OVER_BUDGET}
 """States in which waiting in this process brings nothing more."""
+
+
+class RunOptions(TypedDict, total=False):
+    """What `submit` and `run` take beside data and output; the command's flags of these names."""
+
+    provider: str | None
+    """"local", "gemini" or "vertex"; None: the settings'."""
+    model: str | None
+    """Name or folder of the model; None: the settings', else the provider's default."""
+    text: str | None
+    """Column to embed; None: `text`, else the only string column."""
+    key: str | None
+    """Column of unique keys; None: the row number."""
+    keep: Sequence[str]
+    """Columns to carry into the output."""
+    dims: int | None
+    """Values of each vector; None: all of the model."""
+    task_type: str | None
+    precision: str
+    """Of the local engine: "auto", "f32", "bf16" or "int8"."""
+    reuse: str | Path | None
+    """An earlier output of the same space, whose vectors serve equal texts."""
+    name: str | None
+    tags: Mapping[str, str] | None
+    priority: int | None
+    """Higher is worked on first; None leaves that of a run which stands already."""
+    journal: str | None
+    """Database of runs, a file or URL; None: the settings'."""
+    environment: Environment | None
+    """An open environment, in place of `journal`."""
+
+    max_batch_items: int | None
+    max_batch_tokens: int | None
+    poll_interval_s: float | None
+    too_long: TooLong
+    alert_below_pct: float
+    settle_s: float | None
+    max_cost_usd: float | None
+    audit: Audit
+    deadline: float | None
+    stuck_after_s: float
+    probe: bool
+    keep_remote: bool
+    staging: str | None
+    """These are `RunConfig`'s, where each is told."""
 
 
 class Run:
@@ -86,7 +132,7 @@ class Run:
             now = time.monotonic()
             if on_progress is not None and now >= next_report:
                 next_report = now + PROGRESS_S
-                on_progress(self.status())
+                on_progress(self._status_at_work())
             return (stop is not None and stop()) or self._record().state in STOPPED_STATES
 
         try:
@@ -101,6 +147,10 @@ class Run:
         if on_progress is not None:
             on_progress(status)
         return status
+
+    def _status_at_work(self) -> RunStatus:
+        world = self._environment
+        return read_status(world.journal, self.id, now=world.now(), works_here=True)
 
     def stage(self) -> None:
         """Reads the data through and stages it, so that the inputs are not needed any more.
@@ -129,9 +179,15 @@ class Run:
             take_back(self._environment.journal, self.id)
         raise error
 
-    def resume(self) -> "Run":
-        """Sets a stopped run going again: `wait()` or a worker goes on with it."""
-        wake_run(self._environment.journal, self.id, now=self._environment.now())
+    def resume(self, *, max_cost_usd: float | None = None) -> "Run":
+        """Sets a stopped run going again: `wait()` or a worker goes on with it.
+
+        `max_cost_usd` is its cap from now on; None leaves it.
+        """
+        journal, now = self._environment.journal, self._environment.now()
+        if max_cost_usd is not None:
+            set_cap(journal, self.id, max_cost_usd, now=now)
+        wake_run(journal, self.id, now=now)
         return self
 
     def cancel(self) -> RunStatus:
@@ -140,6 +196,19 @@ class Run:
         cancel_run(world.journal, self.id, lambda: world.provider(config), now=world.now())
         world.close_providers()
         return self.status()
+
+    def resolve(self, batch: int, *, adopt: str | None) -> None:
+        """Decides about a batch whose job is in doubt, by its number, and sets the run going.
+
+        Its job is the one called `adopt`, or, for None, is surely gone. InvalidRequestError when
+        that job is not one of this batch, NotFoundError when the provider does not know it.
+        """
+        world = self._environment
+        try:
+            resolve_batch(world.context(self._record()), batch, adopt=adopt)
+        finally:
+            world.close_providers()
+        self.resume()
 
     def retry(self) -> int:
         """Enters the failed rows once more, those whose text was kept. Gives how many."""
@@ -167,50 +236,24 @@ class Run:
         return self._environment.journal.get_run(self.id)
 
 
-def enter(
-    data: Any,
-    out: str | Path,
-    *,
-    provider: str | None = None,
-    model: str | None = None,
-    text: str | None = None,
-    key: str | None = None,
-    keep: Sequence[str] = (),
-    dims: int | None = None,
-    task_type: str | None = None,
-    precision: str = "auto",
-    reuse: str | Path | None = None,
-    name: str | None = None,
-    tags: Mapping[str, str] | None = None,
-    priority: int | None = None,
-    journal: str | None = None,
-    environment: Environment | None = None,
-    **options: Any,
-) -> Run:
+def enter(data: Any, out: str | Path, **options: Unpack[RunOptions]) -> Run:
     """Enters a run in the journal without reading its data; whoever works on it plans it first.
 
     Takes and raises what `submit` does, but for what is wrong inside the data.
     """
-    world = environment or Environment.open(journal=journal)
+    own, journal = options.pop("environment", None), options.pop("journal", None)
+    world = own or Environment.open(journal=journal)
+    name, tags, priority = (
+        options.pop("name", None),
+        options.pop("tags", None),
+        options.pop("priority", None),
+    )
     try:
         paths = OutputPaths.for_out(str(out))
-        spool = paths.work / "spool"
-        inputs = _inputs(data, spool)
-        source = open_source(inputs, text=text, key=key, keep=keep, spool=spool)
-        config = RunConfig(
-            inputs=tuple(str(file.path) for file in source.files),
-            out=str(paths.out),
-            provider=provider or world.settings.provider or "local",
-            model=_model_name(model or world.settings.model),
-            text=source.text_column,
-            key=source.key_column,
-            keep=source.keep_columns,
-            dims=dims,
-            task_type=task_type,
-            precision=precision,
-            reuse=None if reuse is None else str(Path(reuse).absolute()),
-            **options,
-        )
+        if paths.manifest.exists():
+            require_form(paths, Manifest.load(paths.manifest))
+        source = _open_data(data, paths, options)
+        config = _config(source, paths, world.settings, options)
         run = start_run(
             world.journal,
             config,
@@ -224,66 +267,27 @@ def enter(
         )
     except BaseException:
         _leave_no_trace(str(out))
-        if environment is None:
+        if own is None:
             world.close()
         raise
     return Run(world, run.id)
 
 
-def submit(
-    data: Any,
-    out: str | Path,
-    *,
-    provider: str | None = None,
-    model: str | None = None,
-    text: str | None = None,
-    key: str | None = None,
-    keep: Sequence[str] = (),
-    dims: int | None = None,
-    task_type: str | None = None,
-    precision: str = "auto",
-    reuse: str | Path | None = None,
-    name: str | None = None,
-    tags: Mapping[str, str] | None = None,
-    priority: int | None = None,
-    journal: str | None = None,
-    environment: Environment | None = None,
-    **options: Any,
-) -> Run:
+def submit(data: Any, out: str | Path, **options: Unpack[RunOptions]) -> Run:
     """Stages the data durably, journals the run and returns; the same `out` gives the same run.
 
     `data` is a path or glob, a sequence of them as `Path`s, an iterable of texts or of
     `(key, text)`, an Arrow table or a DataFrame; what has no file is kept as one in the output.
-    `options` are the operational settings of `RunConfig`: `max_batch_items`, `max_batch_tokens`,
-    `poll_interval_s`, `too_long` ("send", "cut" or "fail"), `settle_s`, `staging` and
-    `alert_below_pct`. `provider` is "local", "gemini" or "vertex".
+    `RunOptions` tells the options.
 
     Raises InvalidRequestError for arguments or an output that do not fit, InputError for data
     that cannot be read, SpaceMismatchError when `out` holds vectors of another space.
     """
-    handle = enter(
-        data,
-        out,
-        provider=provider,
-        model=model,
-        text=text,
-        key=key,
-        keep=keep,
-        dims=dims,
-        task_type=task_type,
-        precision=precision,
-        reuse=reuse,
-        name=name,
-        tags=tags,
-        priority=priority,
-        journal=journal,
-        environment=environment,
-        **options,
-    )
+    handle = enter(data, out, **options)
     try:
         handle.stage()
     except BaseException:
-        if environment is None:
+        if options.get("environment") is None:
             handle.close()
         raise
     return handle
@@ -295,24 +299,24 @@ def run(
     *,
     timeout: float | None = None,
     on_progress: Callable[[RunStatus], None] | None = None,
-    **settings: Any,
+    **options: Unpack[RunOptions],
 ) -> RunStatus:
     """Embeds `data` into `out` and returns when it is done; the same call again resumes.
 
     Takes what `submit` takes. Raises EmbatchError when the run fails; rows that fail are data:
     see `status.failed` and the output's failures.jsonl.
     """
-    with enter(data, out, **settings) as handle:
+    with enter(data, out, **options) as handle:
         status = handle.wait(timeout, on_progress=on_progress)
         handle.raise_failure()
     return status
 
 
-def get_run(run_id: str, *, journal: str | None = None) -> Run:
-    """The run with this id or name, from any process that reaches the journal."""
+def get_run(run_id: str | Path, *, journal: str | None = None) -> Run:
+    """The run with this id, name or output, from any process that reaches the journal."""
     environment = Environment.open(journal=journal)
     try:
-        return Run(environment, environment.journal.get_run(run_id).id)
+        return Run(environment, find_run(environment.journal, str(run_id)).id)
     except BaseException:
         environment.close()
         raise
@@ -327,6 +331,38 @@ def list_runs(
             read_status(environment.journal, record.id, now=environment.now())
             for record in environment.journal.list_runs(tags=tags)
         ]
+
+
+def _open_data(data: Any, paths: OutputPaths, options: RunOptions) -> Source:
+    """The data as a source; takes the columns out of `options`."""
+    spool = paths.work / "spool"
+    return open_source(
+        _inputs(data, spool),
+        text=options.pop("text", None),
+        key=options.pop("key", None),
+        keep=options.pop("keep", ()),
+        spool=spool,
+    )
+
+
+def _config(
+    source: Source, paths: OutputPaths, settings: Settings, options: RunOptions
+) -> RunConfig:
+    """What the run is asked to do; takes what is left out of `options`."""
+    reuse = options.pop("reuse", None)
+    provider, model = options.pop("provider", None), options.pop("model", None)
+    rest: dict[str, Any] = {**options}
+    return RunConfig(
+        inputs=tuple(str(file.path) for file in source.files),
+        out=str(paths.out),
+        provider=provider or settings.provider or "local",
+        model=_model_name(model or settings.model),
+        text=source.text_column,
+        key=source.key_column,
+        keep=source.keep_columns,
+        reuse=None if reuse is None else str(Path(reuse).absolute()),
+        **rest,
+    )
 
 
 def _leave_no_trace(out: str) -> None:

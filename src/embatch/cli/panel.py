@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from embatch.cli import figures
+from embatch.runs.accounts import summary
+from embatch.runs.cost import FREE
 from embatch.runs.status import RunStatus
 from embatch.types.state import BatchState, RunState
 
@@ -37,6 +39,11 @@ STATE_STYLES: Mapping[RunState, str] = {
     RunState.COMPLETED_WITH_FAILURES: "yellow",
     RunState.FAILED: "red",
 }
+
+
+def state_style(status: RunStatus) -> str:
+    """The colour of a run's state."""
+    return STATE_STYLES[status.state] if status.worked else "yellow"
 
 
 class Pace:
@@ -149,9 +156,9 @@ class PlainLines:
 
 def plain_line(status: RunStatus) -> str:
     """A status on one line, for logs and pipes."""
-    parts = [f"{status.id} {status.state}"]
+    parts = [f"{status.id} {status.words}"]
     if status.rows is not None:
-        parts.append(f"{_share(status):.0%}, {figures.count(status.done)} of {_rows(status)}")
+        parts.append(f"{share(status):.0%}, {figures.count(status.done)} of {_rows(status)}")
     if status.rows_per_s:
         parts.append(figures.rate(status.rows_per_s))
     if status.eta_s is not None:
@@ -165,8 +172,8 @@ def plain_line(status: RunStatus) -> str:
 
 def draw_panel(status: RunStatus, *, now: float, width: int) -> RenderableType:
     """The panel of one moment, `width` characters wide."""
-    style = STATE_STYLES[status.state]
-    title = Text.assemble((status.name or status.id, "bold"), "  ", (_words(status.state), style))
+    style = state_style(status)
+    title = Text.assemble((status.name or status.id, "bold"), "  ", (status.words, style))
     body = Group(_bar(status, width - 6, style), _pace(status, now), Text(), _facts(status))
     return Panel(
         body,
@@ -181,11 +188,11 @@ def draw_panel(status: RunStatus, *, now: float, width: int) -> RenderableType:
 
 
 def _bar(status: RunStatus, width: int, style: str) -> RenderableType:
-    share = _share(status)
-    percent = Text(f"{share:>6.0%}", style="bold") if status.rows is not None else Text()
+    decided = share(status)
+    percent = Text(f"{decided:>6.0%}", style="bold") if status.rows is not None else Text()
     bar = ProgressBar(
         total=1.0,
-        completed=share,
+        completed=decided,
         pulse=status.rows is None and not status.finished,
         width=width - 7,
         complete_style=style,
@@ -222,14 +229,24 @@ def _facts(status: RunStatus) -> Table:
     grid.add_column()
     grid.add_row("batches", _batches(status))
     grid.add_row("rows", _row_facts(status))
-    if status.cost_usd is not None and status.saved_usd is not None:
-        cost = f"{figures.money(status.cost_usd)} so far, {figures.money(status.saved_usd)} saved"
+    if (cost := _cost(status)) is not None:
         grid.add_row("cost", cost)
+    if status.quota is not None and not status.finished:
+        grid.add_row("quota", status.quota.words)
     if status.error:
         grid.add_row("error", Text(status.error, style="red"))
     elif status.waiting:
         grid.add_row("waits", Text(status.waiting, style="yellow"))
     return grid
+
+
+def _cost(status: RunStatus) -> str | None:
+    """Money in one or two lines; None where nothing is known of it."""
+    if status.cost is not None and status.cost.price != FREE:
+        return "\n".join(summary(status.cost))
+    if status.cost_usd is None or status.saved_usd is None:
+        return None
+    return f"{figures.money(status.cost_usd)} so far, {figures.money(status.saved_usd)} saved"
 
 
 def _batches(status: RunStatus) -> Text:
@@ -262,7 +279,7 @@ def _space(status: RunStatus) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _share(status: RunStatus) -> float:
+def share(status: RunStatus) -> float:
     """Rows that are decided, of all, 0..1. Full only when the run says that it is complete."""
     if not status.rows:
         return 0.0
@@ -273,7 +290,3 @@ def _share(status: RunStatus) -> float:
 
 def _rows(status: RunStatus) -> str:
     return figures.counted(status.rows or 0, "row")
-
-
-def _words(state: str) -> str:
-    return state.replace("_", " ")

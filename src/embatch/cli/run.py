@@ -14,6 +14,7 @@ from embatch.types.state import IN_FLIGHT_BATCH_STATES, BatchState, RunState
 if TYPE_CHECKING:
     from embatch.api import Run
     from embatch.environment import Environment
+    from embatch.journal.records import BatchRecord
     from embatch.runs.status import RunStatus
 
 
@@ -87,7 +88,7 @@ def run(
             alert_below_pct=alert_below,
         )
         if no_wait:
-            _submit_and_leave(session, environment, handle, timeout=timeout)
+            submit_and_leave(session, environment, handle, timeout=timeout)
         else:
             work_on(session, environment, handle, timeout=timeout)
 
@@ -105,8 +106,8 @@ def plan(
     precision: options.Precision = "auto",
     max_batch_items: options.MaxBatchItems = None,
     max_batch_tokens: options.MaxBatchTokens = None,
-    max_cost: options.MaxCost = None,  # noqa: ARG001
-    audit: options.Audit = "8",  # noqa: ARG001
+    max_cost: options.MaxCost = None,
+    audit: options.Audit = "8",
     poll_interval: options.PollInterval = None,  # noqa: ARG001 - taken: every flag of run is
     timeout: options.Timeout = None,  # noqa: ARG001
     deadline: options.Deadline = None,  # noqa: ARG001
@@ -149,6 +150,8 @@ def plan(
         max_batch_items=max_batch_items,
         max_batch_tokens=max_batch_tokens,
         reuse=None if reuse is None else str(reuse.absolute()),
+        max_cost_usd=max_cost,
+        audit=options.parse_audit(audit),
     )
     print_quote(session, quoted, free=free_bytes(out or Path.cwd()))
 
@@ -156,17 +159,18 @@ def plan(
 def resume(
     context: typer.Context,
     run: options.RunName,
+    max_cost: options.MaxCost = None,
     timeout: options.Timeout = None,
     journal: options.Journal = None,
     log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
     as_json: options.Json = False,
 ) -> None:
-    """Go on with a run that was stopped, cancelled or failed."""
+    """Go on with a run that was stopped, cancelled or failed, under another cap if it has one."""
     from embatch.api import Run
 
     session = Session.of(context, journal=journal, as_json=as_json)
     with session.environment() as environment:
-        handle = Run(environment, find_run(environment, run).id).resume()
+        handle = Run(environment, find_run(environment, run).id).resume(max_cost_usd=max_cost)
         work_on(session, environment, handle, timeout=timeout)
 
 
@@ -192,7 +196,7 @@ def retry(
                 f"embatch failures {handle.id} tells why its rows failed"
             )
         if no_wait:
-            _submit_and_leave(session, environment, handle, timeout=timeout)
+            submit_and_leave(session, environment, handle, timeout=timeout)
         else:
             work_on(session, environment, handle, timeout=timeout)
 
@@ -240,35 +244,53 @@ def work_on(
     """
     from embatch.cli.work import report, wait_for
 
+    stood = handle.status().complete
     status, interrupted = wait_for(session, handle, timeout=timeout)
     _refuse(environment, status)
-    raise typer.Exit(report(session, status, interrupted))
+    raise typer.Exit(report(session, status, interrupted, stood=stood))
 
 
-def _submit_and_leave(
+def submit_and_leave(
     session: Session, environment: "Environment", handle: "Run", *, timeout: float | None
 ) -> None:
     """Plans the run, sends what the provider takes at once, and says how to go on."""
-    from embatch.cli.work import wait_for
+    from embatch.cli.work import report, wait_for
     from embatch.runs.config import RunConfig
 
+    if (stands := handle.status()).complete:
+        raise typer.Exit(report(session, stands, None, stood=True))
     config = RunConfig.from_json(environment.journal.get_run(handle.id).config)
-    in_flight = environment.provider(config).limits.max_in_flight_batches
+    in_flight, now = environment.provider(config).limits.max_in_flight_batches, environment.now
 
     def sent(status: "RunStatus") -> bool:
         if status.state is RunState.PLANNING:
             return False
-        if sum(status.batches.get(state.value, 0) for state in IN_FLIGHT_BATCH_STATES) >= in_flight:
+        flying = sum(status.batches.get(state.value, 0) for state in IN_FLIGHT_BATCH_STATES)
+        if flying >= in_flight or (flying and environment.journal.leases.is_probing(handle.id)):
             return True
-        unsent = environment.journal.batches.walk(handle.id, states=_UNSENT)
-        return not any(batch.kind == "embed" for batch in unsent)
+        walk = environment.journal.batches.walk(handle.id, states=_UNSENT)
+        unsent = [batch for batch in walk if batch.kind == "embed"]
+        return not unsent or status.state is RunState.PARKED or _waits_for_quota(unsent, now())
 
     status, _ = wait_for(session, handle, timeout=timeout, enough=sent)
     _refuse(environment, status)
     if session.as_json:
         session.emit(status.to_json() | {"exit_code": 0})
-    session.say(f"run {status.id} is submitted; work on it with: embatch resume {status.id}")
+    what = "is submitted"
+    if environment.journal.leases.is_probing(handle.id):
+        what = "has sent its probe, and sends the rest when that is right"
+    session.say(f"run {status.id} {what}; work on it with: embatch resume {status.id}")
     session.say(f"or leave it to a worker (embatch worker), and look: embatch watch {status.id}")
+
+
+def _waits_for_quota(unsent: "Sequence[BatchRecord]", now: float) -> bool:
+    """All that may be uploaded is, and none of it may be created for a while."""
+    from embatch.runs.admission import AHEAD
+
+    uploaded = [batch for batch in unsent if batch.state is not BatchState.PLANNED]
+    held = [batch for batch in uploaded if batch.blocked_reason == "quota" and batch.next_at > now]
+    full = len(held) >= AHEAD or len(uploaded) == len(unsent)
+    return full and len(held) == len(uploaded)
 
 
 _UNSENT = (BatchState.PLANNED, BatchState.UPLOADING, BatchState.UPLOADED)

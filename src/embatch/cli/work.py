@@ -105,18 +105,25 @@ def follow(
     return status, interrupts.code if interrupts.signal and not status.finished else None
 
 
-def report(session: Session, status: "RunStatus", interrupted: ExitCode | None) -> ExitCode:
-    """Prints how a run stands at the end of a command, and gives the command's exit code."""
+def report(
+    session: Session, status: "RunStatus", interrupted: ExitCode | None, *, stood: bool = False
+) -> ExitCode:
+    """Prints how a run stands at the end of a command, and gives the command's exit code.
+
+    `stood`: the run was complete before the command began.
+    """
     code = interrupted or code_of_run(status)
     if session.as_json:
         session.emit(status.to_json() | {"exit_code": int(code)})
         return code
     match status.state:
         case RunState.COMPLETED | RunState.COMPLETED_WITH_FAILURES:
-            _report_complete(session, status)
+            _report_complete(session, status, stood=stood)
         case RunState.FAILED:
             session.note(f"run {status.id} failed: {status.error}", style="red")
             session.note(f"what is written stays; go on with: embatch resume {status.id}")
+        case RunState.OVER_BUDGET:
+            session.note(f"run {status.id} stopped at its budget: {status.error}", style="yellow")
         case RunState.CANCELLED:
             session.note(f"run {status.id} was cancelled; go on with: embatch resume {status.id}")
         case _:
@@ -124,10 +131,14 @@ def report(session: Session, status: "RunStatus", interrupted: ExitCode | None) 
     return code
 
 
-def _report_complete(session: Session, status: "RunStatus") -> None:
+def _report_complete(session: Session, status: "RunStatus", *, stood: bool) -> None:
     took = figures.duration((status.finished_at or status.created_at) - status.created_at)
     vectors = figures.counted(status.written, "vector")
-    session.say(f"{vectors} of {status.dims} dims in {status.out}, {took}", style="green")
+    written = f"{vectors} of {status.dims} dims in {status.out}"
+    if stood:
+        session.say(f"run {status.id} is complete already: {written}; nothing to do", style="green")
+    else:
+        session.say(f"{written}, {took}", style="green")
     if status.truncated:
         session.say(
             f"{figures.counted(status.truncated, 'text')} longer than the model reads: "
@@ -145,6 +156,8 @@ def _report_complete(session: Session, status: "RunStatus") -> None:
 
 
 def _report_unfinished(session: Session, status: "RunStatus", interrupted: ExitCode | None) -> None:
-    reason = f": {status.waiting}" if status.waiting and interrupted is None else ""
+    parked = status.state is RunState.PARKED
+    told = status.waiting and (status.worked or parked) and interrupted is None
+    reason = f": {status.waiting}" if told else ""
     session.note(f"run {status.id} is not finished{reason}")
     session.note(f"nothing is lost; go on with: embatch resume {status.id}")

@@ -30,6 +30,14 @@ def park(context: RunContext) -> bool:
     return True
 
 
+def next_due(journal: Journal, run: RunRecord) -> float | None:
+    """When a step of the run is due, or the run itself goes on; None when nothing is."""
+    if run.state is not RunState.PARKED:
+        return journal.leases.next_due(run.id)
+    moments = (journal.leases.next_due(run.id, parked=True), run.resume_at)
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
 def wake_parked(journal: Journal, run: RunRecord, *, now: float) -> bool:
     """Sets a parked run going whose time has come. Gives whether it goes now."""
     if run.resume_at is not None and run.resume_at > now:

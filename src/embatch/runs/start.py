@@ -17,9 +17,12 @@ from embatch.datasets.source import Source
 from embatch.errors import InvalidRequestError, SpaceMismatchError, TransitionRefusedError
 from embatch.journal.records import AdoptedPart, RunRecord
 from embatch.journal.store import Journal, new_run_id
+from embatch.runs.accounts import require_priced
+from embatch.runs.admission import try_at_once
 from embatch.runs.config import RunConfig
 from embatch.runs.context import no_checkpoint
 from embatch.runs.finish import tidy_output
+from embatch.runs.outputs import require_form
 from embatch.runs.reuse import require_reusable
 from embatch.types.embedding import Space
 from embatch.types.state import RunEvent, RunState
@@ -48,6 +51,7 @@ def start_run(
     SpaceMismatchError, naming the difference, when the output belongs to another run.
     """
     paths = OutputPaths.for_out(config.out)
+    require_priced(space, config.max_cost_usd)
     if config.reuse is not None:
         require_reusable(config.reuse, space)
     wanted = Manifest.new(
@@ -57,34 +61,45 @@ def start_run(
         reuse=config.reuse,
         created_at=now,
         journal_id=journal.id,
+        form=paths.form,
     )
     manifest = _claim_output(paths, wanted)
     known = journal.find_run(manifest.run_id)
-    if known is None:
-        with ExitStack() as stack:
-            adopted: list[AdoptedPart] = []
-            if manifest is not wanted:
-                stack.enter_context(OutputLock(paths.parts, exclusive=True))
-                adopted = _sound_parts(paths, space)
-                checkpoint("adopt.verified")
-                replace(manifest, journal_id=journal.id, finished_at=None, parts=()).save(
-                    paths.manifest
-                )
-                checkpoint("adopt.claimed")
-            return journal.create_run(
-                run_id=manifest.run_id,
-                out=str(paths.out),
-                config=config.to_json(),
-                space=space.to_json(),
-                now=now,
-                name=name,
-                tags=tags,
-                priority=priority or 0,
-                adopted=adopted,
-            )
-    run = known
+    if known is not None:
+        return _start_again(
+            journal, known, config, now=now, name=name, tags=tags, priority=priority
+        )
+    with ExitStack() as stack:
+        adopted: list[AdoptedPart] = []
+        if manifest is not wanted:
+            stack.enter_context(OutputLock(paths.parts, exclusive=True))
+            adopted = _adopt(paths, manifest, space, journal.id, checkpoint)
+        return journal.create_run(
+            run_id=manifest.run_id,
+            out=str(paths.out),
+            config=config.to_json(),
+            space=space.to_json(),
+            now=now,
+            name=name,
+            tags=tags,
+            priority=priority or 0,
+            adopted=adopted,
+        )
+
+
+def _start_again(
+    journal: Journal,
+    run: RunRecord,
+    config: RunConfig,
+    *,
+    now: float,
+    name: str | None,
+    tags: Mapping[str, str] | None,
+    priority: int | None,
+) -> RunRecord:
+    """The run that the output is, under the settings of this start; what is not given stays."""
     if run.state is RunState.COMPLETED:
-        tidy_output(paths)
+        tidy_output(OutputPaths.for_out(config.out))
     changed: dict[str, Any] = {"config": config.to_json()}
     if priority is not None:
         changed["priority"] = priority
@@ -96,11 +111,30 @@ def start_run(
     return wake_run(journal, run.id, now=now)
 
 
+def _adopt(
+    paths: OutputPaths,
+    manifest: Manifest,
+    space: Space,
+    journal_id: str,
+    checkpoint: Callable[[str], None],
+) -> list[AdoptedPart]:
+    """Makes an output whose journal is gone this journal's, and gives its sound parts."""
+    adopted = _sound_parts(paths, space)
+    checkpoint("adopt.verified")
+    replace(manifest, journal_id=journal_id, finished_at=None, parts=()).save(paths.manifest)
+    checkpoint("adopt.claimed")
+    return adopted
+
+
 def wake_run(journal: Journal, run_id: str, *, now: float) -> RunRecord:
     """Sets a stopped run going again; one that works or is complete stays as it is."""
     run = journal.get_run(run_id)
+    journal.batches.unblock(run.id, now=now)
+    journal.ledger.wake(run.id, now=now)
     if run.state in RESUMABLE:
         journal.batches.reset_attempts(run.id, now=now)
+    if run.state is RunState.PARKED:
+        try_at_once(journal, run.id, now=now)
     if run.state in RESUMABLE or run.state in BLOCKED:
         try:
             return journal.transition_run(
@@ -111,6 +145,7 @@ def wake_run(journal: Journal, run_id: str, *, now: float) -> RunRecord:
                 error=None,
                 error_code=None,
                 finished_at=None,
+                resume_at=None,
             )
         except TransitionRefusedError:
             return journal.get_run(run.id)  # another process woke it in this instant
@@ -132,6 +167,7 @@ def _claim_output(paths: OutputPaths, wanted: Manifest) -> Manifest:
         finally:
             wanted_file.unlink()
     standing = Manifest.load(paths.manifest)
+    require_form(paths, standing)
     if (difference := standing.space.difference(wanted.space)) is not None:
         raise SpaceMismatchError(
             f"{paths.out} holds vectors of another space: {difference} "

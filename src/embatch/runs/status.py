@@ -1,15 +1,23 @@
 """How a run stands: one snapshot that the panel, `status --json` and Python share."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from typing import Any
 
-from embatch.journal.records import RunCounts
+from embatch.datasets.output import OutputPaths
+from embatch.datasets.ownership import is_held
+from embatch.errors import InvalidRequestError
+from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
-from embatch.types.state import FINAL_RUN_STATES, BatchState, RunState
+from embatch.runs.accounts import Accounts, read_accounts
+from embatch.runs.quota_status import QuotaStatus, read_quota
+from embatch.types.state import FINAL_RUN_STATES, RunState
 
 RATE_BATCHES = 20
 """Published batches whose pace counts as the present one."""
+WORKING_STATES = (RunState.PLANNING, RunState.RUNNING, RunState.PARKED)
+"""States in which a run wants a process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +51,9 @@ class RunStatus:
     rows_per_s: float | None
     eta_s: float | None
     cost_usd: float | None
-    """So far; None where embedding is billed and nobody has counted it."""
+    """So far; None where nobody knows the price."""
     saved_usd: float | None
+    """Against the interactive price, by equal texts and by reuse; None as above."""
     created_at: float
     finished_at: float | None
     alert_below_pct: float
@@ -53,11 +62,31 @@ class RunStatus:
     error: str | None
     waiting: str | None
     """Why nothing moves, in one sentence."""
+    blocked: Mapping[int, str] = field(default_factory=dict)
+    """Batches that wait for a person, by number: what happened, and what to type."""
+    twins: int = 0
+    """Jobs that turned up after they were held absent."""
+    cost: Accounts | None = None
+    """The run's money in full."""
+    quota: QuotaStatus | None = None
+    """The learned quota; None where nothing was sent."""
+    worked: bool = True
+    """Some process takes the steps of the run, or it needs none now."""
 
     @property
     def finished(self) -> bool:
         """The run has ended, well or not."""
         return self.state in FINAL_RUN_STATES
+
+    @property
+    def complete(self) -> bool:
+        """Every row has its vector, or its failure."""
+        return self.state in (RunState.COMPLETED, RunState.COMPLETED_WITH_FAILURES)
+
+    @property
+    def words(self) -> str:
+        """The state for people: a run that no process works on is not called running."""
+        return self.state.replace("_", " ") if self.worked else "unattended"
 
     @property
     def success_pct(self) -> float:
@@ -67,12 +96,18 @@ class RunStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `--json`."""
-        return {**asdict(self), "tags": dict(self.tags), "success_pct": self.success_pct}
+        blocked = {str(number): words for number, words in self.blocked.items()}
+        values = {**asdict(self), "tags": dict(self.tags), "blocked": blocked}
+        cost = None if self.cost is None else self.cost.to_json()
+        return {**values, "cost": cost, "success_pct": self.success_pct}
 
 
-def read_status(journal: Journal, run_id: str, *, now: float) -> RunStatus:
-    """The run as it stands in the journal at `now`."""
+def read_status(
+    journal: Journal, run_id: str, *, now: float, works_here: bool = False
+) -> RunStatus:
+    """The run as it stands in the journal at `now`; `works_here`: this process works on it."""
     run = journal.get_run(run_id)
+    worked = works_here or run.state not in WORKING_STATES or _is_worked(journal, run, now)
     counts = journal.batches.counts(run.id)
     done = counts.written + counts.live
     if run.finished_at is None:
@@ -80,8 +115,9 @@ def read_status(journal: Journal, run_id: str, *, now: float) -> RunStatus:
     else:
         rate = counts.written / max(0.001, run.finished_at - run.created_at)
     left = None if run.rows is None else run.rows - done - counts.failed
-    unbilled = 0.0 if run.space["provider"] == "local" else None
-    moving = run.state is RunState.RUNNING and rate and left is not None
+    cost = read_accounts(journal, run, counts)
+    moving = worked and run.state is RunState.RUNNING and rate and left is not None
+    blocked = _blocked(journal, run.id, run.state)
     return RunStatus(
         id=run.id,
         name=run.name,
@@ -104,33 +140,62 @@ def read_status(journal: Journal, run_id: str, *, now: float) -> RunStatus:
         batches={state.value: count for state, count in counts.batches.items()},
         rows_per_s=rate,
         eta_s=left / rate if moving and rate and left is not None else None,
-        cost_usd=unbilled,
-        saved_usd=unbilled,
+        cost_usd=cost.spent_usd,
+        saved_usd=None if cost.saved is None else cost.saved.usd,
+        cost=cost,
         created_at=run.created_at,
         finished_at=run.finished_at,
         alert_below_pct=run.config["alert_below_pct"],
         error_code=run.error_code,
         error=run.error,
-        waiting=_waiting(journal, run.id, run.state, counts, now),
+        waiting=_person(blocked) or _waiting(journal, run, worked, now),
+        blocked=blocked,
+        twins=run.twins,
+        quota=read_quota(journal, run.id, now=now),
+        worked=worked,
     )
 
 
-def _waiting(
-    journal: Journal, run_id: str, state: RunState, counts: RunCounts, now: float
-) -> str | None:
+def _is_worked(journal: Journal, run: RunRecord, now: float) -> bool:
+    """Told by the lock on the output where that is on this machine, else by the journal."""
+    try:
+        held = is_held(OutputPaths.for_out(run.out).parts)
+    except InvalidRequestError:  # the output is something else by now
+        held = None
+    return journal.leases.is_worked(run.id, now=now) if held is None else held
+
+
+def _blocked(journal: Journal, run_id: str, state: RunState) -> dict[int, str]:
     if state in FINAL_RUN_STATES:
+        return {}
+    waiting = journal.batches.waiting_for_person(run_id)
+    return {batch.number: str(batch.blocked_detail) for batch in waiting}
+
+
+def _person(blocked: Mapping[int, str]) -> str | None:
+    """What a person has to do, if anything."""
+    if not blocked:
         return None
-    blocked = journal.batches.first_blocked(run_id)
-    if blocked is not None and blocked.next_at > now:
+    first, others = next(iter(blocked.values())), len(blocked) - 1
+    return f"{first} (and so on for {others} more)" if others else first
+
+
+def _waiting(journal: Journal, run: RunRecord, worked: bool, now: float) -> str | None:
+    if run.state in FINAL_RUN_STATES:
+        return None
+    if run.state is RunState.PARKED and run.resume_at is not None:
+        until = datetime.fromtimestamp(run.resume_at).astimezone().strftime("%Y-%m-%d %H:%M")
+        goes_on = "then it goes on by itself" if worked else "no process works on it"
         return (
-            f"batch {blocked.number} waits {blocked.next_at - now:.0f} s more "
-            f"({blocked.blocked_reason}): {blocked.blocked_detail or 'no detail given'}"
+            f"waiting for quota until {until}, that of the day is used up: {goes_on}; "
+            f"at once: embatch resume {run.id}"
         )
-    unfinished = sum(
-        count
-        for name, count in counts.batches.items()
-        if name not in (BatchState.PUBLISHED, BatchState.SPLIT)
-    )
-    if unfinished and not journal.leases.is_worked(run_id, now=now):
-        return f"no process works on it: embatch resume {run_id}"
+    if not worked:
+        return f"no process works on it: embatch resume {run.id}"
+    held = journal.batches.first_blocked(run.id)
+    if held is not None and held.next_at > now:
+        return (
+            f"batch {held.number} waits {held.next_at - now:.0f} s more "
+            f"({held.blocked_reason}): {held.blocked_detail or 'no detail given'}"
+        )
     return None
