@@ -12,7 +12,7 @@ from embatch.runs import collect, copies
 from embatch.runs.context import RunContext
 from embatch.runs.direct import collect_directly, is_direct
 from embatch.runs.giving_way import give_way
-from embatch.runs.outcomes import After, Outcome, OverBudget
+from embatch.runs.outcomes import After, BlockedReason, Outcome, OverBudget
 from embatch.runs.pace import BUDGET_DELAY_S, MAX_DELAY_S, backoff
 from embatch.runs.polling import poll
 from embatch.runs.quarantine import quarantined
@@ -37,17 +37,23 @@ def advance(
             return After(seconds=BUDGET_DELAY_S, reason="budget", detail=str(error))
         return OverBudget(error=str(error))
     except RateLimitError as error:
-        step.note(polls=claim.batch.polls + 1)
-        wait = error.retry_after_s or backoff(claim.batch.polls, context)
+        failures = _failures(claim, "quota")
+        step.note(polls=failures + 1)
+        wait = error.retry_after_s or backoff(failures, context)
         if error.per_day:  # a wait in seconds is a slip of the service
             wait = max(wait, MAX_DELAY_S)
         return After(seconds=wait, reason="quota", detail=str(error))
     except ProviderUnavailableError as error:
-        # Looks that found nothing new are counted there too: they are no failures.
-        failures = claim.batch.polls if claim.batch.blocked_reason == "unavailable" else 0
+        failures = _failures(claim, "unavailable")
         step.note(polls=failures + 1)
         wait = max(backoff(failures, context), error.retry_after_s or 0.0)
         return After(seconds=wait, reason="unavailable", detail=str(error))
+
+
+def _failures(claim: Claim, reason: BlockedReason) -> int:
+    """Failures in a row for this reason. Looks that found nothing new are counted in the same
+    column: they are none."""
+    return claim.batch.polls if claim.batch.blocked_reason == reason else 0
 
 
 def _collect(step: Step) -> Outcome:
