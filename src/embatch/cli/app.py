@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from embatch import __version__
-from embatch.cli import demo, inspect, machine, output, run, serve
+from embatch.cli import audit, demo, doubt, inspect, machine, migrate, output, run, serve
 
 app = typer.Typer(
     help="Embed millions of texts: never lose a vector, never pay twice, never mix them up.",
@@ -44,9 +44,12 @@ MACHINE = "This machine"
 
 app.command("run", rich_help_panel=RUNNING)(run.run)
 app.command("plan", rich_help_panel=RUNNING)(run.plan)
+app.command("migrate", rich_help_panel=RUNNING)(migrate.migrate)
 app.command("resume", rich_help_panel=RUNNING)(run.resume)
 app.command("retry", rich_help_panel=RUNNING)(run.retry)
 app.command("cancel", rich_help_panel=RUNNING)(run.cancel)
+app.command("resolve", rich_help_panel=RUNNING)(doubt.resolve)
+app.command("orphans", rich_help_panel=LOOKING)(doubt.orphans)
 app.command("worker", rich_help_panel=RUNNING)(run.worker)
 app.command("runs", rich_help_panel=LOOKING)(inspect.runs)
 app.command("status", rich_help_panel=LOOKING)(inspect.status)
@@ -54,6 +57,7 @@ app.command("watch", rich_help_panel=LOOKING)(inspect.watch)
 app.command("failures", rich_help_panel=LOOKING)(inspect.failures)
 app.command("forget", rich_help_panel=LOOKING)(inspect.forget)
 app.command("verify", rich_help_panel=LOOKING)(output.verify)
+app.command("audit", rich_help_panel=LOOKING)(audit.audit)
 app.command("search", rich_help_panel=LOOKING)(output.search)
 app.command("demo", rich_help_panel=MACHINE)(demo.demo)
 app.command("models", rich_help_panel=MACHINE)(machine.models)

@@ -1,6 +1,8 @@
 """Commands that look at runs, and the one that forgets them."""
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,8 +15,11 @@ from embatch.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from embatch.journal.records import Failure
+    from embatch.runs.status import RunStatus
 
 SHOWN_FAILURES = 20
+ROOMY_WIDTH = 110
+"""From so many characters on, the list of runs shows outputs too."""
 
 
 def runs(
@@ -24,7 +29,6 @@ def runs(
     as_json: options.Json = False,
 ) -> None:
     """List the runs of the journal, newest first."""
-    from embatch.cli.panel import STATE_STYLES
     from embatch.runs.status import read_status
 
     session = Session.of(context, journal=journal, as_json=as_json)
@@ -39,26 +43,36 @@ def runs(
     if not statuses:
         session.say("no runs: embatch run INPUT -o OUT starts one")
         return
+    session.out.print(run_table(statuses, session.out.width))
+
+
+def run_table(statuses: "Sequence[RunStatus]", width: int) -> Table:
+    """A line a run, within `width` characters: outputs are left out where there is no room."""
+    from embatch.cli.panel import share, state_style
+
     table = Table(box=None, pad_edge=False, header_style="dim")
-    longest = max(len(status.id) for status in statuses)
-    table.add_column("run", no_wrap=True, min_width=longest)
-    table.add_column("name", overflow="fold")
-    table.add_column("state", overflow="fold", min_width=9)
-    table.add_column("rows", justify="right", overflow="fold", min_width=9)
-    table.add_column("failed", justify="right", no_wrap=True, min_width=6)
-    table.add_column("begun", overflow="fold", min_width=10)
-    table.add_column("out", overflow="fold", min_width=12)
+    table.add_column("run", no_wrap=True)
+    table.add_column("name", overflow="fold", min_width=8)
+    table.add_column("state", overflow="fold", min_width=10)
+    table.add_column("done", justify="right", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("failed", justify="right", no_wrap=True)
+    table.add_column("begun", no_wrap=True)
+    roomy = width >= ROOMY_WIDTH
+    if roomy:
+        table.add_column("out", overflow="fold")
     for status in statuses:
-        table.add_row(
+        cells: list[str | Text] = [
             status.id,
-            Text(status.name or ""),
-            Text(status.state.replace("_", " "), style=STATE_STYLES[status.state]),
-            "?" if status.rows is None else f"{status.written:,}/{status.rows:,}",
+            Text(status.name or Path(status.out).name),
+            Text("completed" if status.complete else status.words, style=state_style(status)),
+            "" if not status.rows else f"{share(status):.0%}",
+            "?" if status.rows is None else figures.count(status.rows),
             figures.count(status.failed),
             figures.moment(status.created_at),
-            Text(status.out),
-        )
-    session.out.print(table)
+        ]
+        table.add_row(*cells, *([Text(status.out)] if roomy else []))
+    return table
 
 
 def status(
@@ -114,6 +128,12 @@ def failures(
     every: Annotated[
         bool, typer.Option("--all", help=f"Show every row, not the first {SHOWN_FAILURES} alone.")
     ] = False,
+    quarantined: Annotated[
+        bool,
+        typer.Option(
+            "--quarantined", help="Show the batches that were put aside, and what showed it."
+        ),
+    ] = False,
     journal: options.Journal = None,
     as_json: options.Json = False,
 ) -> None:
@@ -121,6 +141,11 @@ def failures(
     session = Session.of(context, journal=journal, as_json=as_json)
     with session.environment() as environment:
         record = find_run(environment, run)
+        if quarantined:
+            from embatch.cli.audit import show_quarantined
+
+            show_quarantined(session, environment, record.id)
+            return
         counts: Counter[str] = Counter()
         shown: list[Failure] = []
         kept = 0

@@ -9,6 +9,7 @@ from rich.text import Text
 from embatch.cli import figures, options
 from embatch.cli.exits import ExitCode
 from embatch.cli.session import Session
+from embatch.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from embatch.datasets.output import OutputPaths
@@ -56,6 +57,8 @@ def search(
     from embatch.datasets.output import OutputPaths
 
     session = Session.of(context, as_json=as_json)
+    if not query.strip():
+        raise InvalidRequestError("the query is empty: say what to look for, as in 'red shoes'")
     with session.busy("opening the model"):
         hits = find_hits(session, OutputPaths.for_out(out), [query], k)[0]
     if session.as_json:
@@ -105,11 +108,11 @@ def hit_table(hits: list["Hit"], width: int) -> Table:
     """Score, key and the first line of each kept value; keys get at most half of `width`."""
     kept = list(hits[0].kept)
     longest = max(len(hit.key) for hit in hits)
-    table = Table(box=None, pad_edge=False, header_style="dim", expand=bool(kept))
+    table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("score", justify="right", style="green", width=6)
     table.add_column("key", overflow="fold", width=min(max(longest, 3), width // 2))
     for name in kept:
-        table.add_column(name, ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
     for hit in hits:
         values = [Text(_first_line(hit.kept[name]), style="dim") for name in kept]
         table.add_row(f"{hit.score:.3f}", Text(hit.key), *values)

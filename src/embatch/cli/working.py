@@ -28,7 +28,9 @@ def work_all(session: Session, environment: "Environment", *, once: bool) -> Exi
         working = {run.id for run in journal.list_runs(states=WORKING_STATES)}
         open_before = {name for name, status in statuses.items() if not status.finished}
         for name in sorted(working | open_before):
-            status = statuses[name] = read_status(journal, name, now=environment.now())
+            status = statuses[name] = read_status(
+                journal, name, now=environment.now(), works_here=True
+            )
             every_s = None if session.as_json else LINE_EVERY_S
             views.setdefault(name, PlainLines(session.err, every_s=every_s)).show(status)
 
