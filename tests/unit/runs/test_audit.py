@@ -182,7 +182,7 @@ def test_an_interactive_api_that_gives_other_vectors_stops_after_one_purchase(
     assert "--audit off" in last.error
     assert len(provider.submitted) == 1
     run.context = replace(run.context, config=replace(run.context.config, audit="off"))
-    run.journal.batches.reset_attempts(run.context.run_id, now=run.clock())
+    run.journal.batches.unblock(run.context.run_id, now=run.clock())
     run.work()
     run.assert_right()
 
