@@ -26,6 +26,8 @@ pytestmark = pytest.mark.timeout(600)
 KILLABLE = Path(__file__).with_name("killable.py")
 ROWS = 2_000
 BATCH_ITEMS = 250
+AUDITED = 16
+"""Rows that are embedded again to compare: two of each batch."""
 DIMS = 128
 MODEL = "gemini-embedding-001"
 SETTLE_S = 3.0
@@ -126,7 +128,7 @@ class Job:
         self, *, items: int = BATCH_ITEMS, no_wait: bool = False, **killing: str
     ) -> subprocess.CompletedProcess[str]:
         """The run, begun or taken up again."""
-        pace = ["--poll-interval", "0.1", "--settle", str(SETTLE_S)]
+        pace = ["--poll-interval", "0.1", "--settle", str(SETTLE_S), "--no-probe"]
         sizes = ["--max-batch-items", str(items)]
         return self.type(
             *("run", "texts.jsonl", "-o", "out", *self.space(), *sizes, *pace),
@@ -236,7 +238,8 @@ def test_a_run_buys_every_row_once_and_leaves_nothing(begin: Any) -> None:
     assert planned.returncode == 0, planned.stderr
     quote = json.loads(planned.stdout)
     assert (quote["to_embed"], quote["batches"], quote["dims"]) == (ROWS, 8, DIMS)
-    assert (quote["cost_usd"], job.cloud.bill().requests) == (None, {})
+    assert quote["cost_usd"] > 0.0
+    assert job.cloud.bill().requests == {}
     done = job.run()
     assert done.returncode == 0, done.stderr[-3000:]
     status = json.loads(done.stdout)
@@ -247,7 +250,7 @@ def test_a_run_buys_every_row_once_and_leaves_nothing(begin: Any) -> None:
     bill = job.cloud.bill()
     assert len(bill.jobs) == 8
     assert status["tokens"] == bill.tokens
-    assert bill.interactive_rows == 0
+    assert bill.interactive_rows == AUDITED
     shown = job.type("status", "out", "--json")
     assert json.loads(shown.stdout)["state"] == "completed"
     verified = job.type("verify", "out", "--json")
@@ -268,7 +271,7 @@ def test_search_asks_with_the_query_side(begin: Any) -> None:
     scores = np.stack([truth(row) for row in range(ROWS)]) @ query
     hits = json.loads(found.stdout)["hits"]
     assert [hit["row"] for hit in hits] == np.argsort(-scores)[:3].tolist()
-    assert job.cloud.bill().interactive_rows == 1
+    assert job.cloud.bill().interactive_rows == AUDITED + 1
 
 
 @pytest.mark.parametrize("name", KILLS)
