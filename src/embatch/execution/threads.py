@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 import threading
 import time
 import traceback
@@ -10,14 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from embatch.errors import (
-    EmbatchError,
-    JournalError,
-    LeaseLostError,
-    ProviderUnavailableError,
-    RateLimitError,
-    TransitionRefusedError,
-)
+from embatch.errors import EmbatchError, JournalError, LeaseLostError, TransitionRefusedError
 from embatch.execution.keeper import HeldLease, LeaseKeeper
 from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
@@ -28,13 +22,15 @@ from embatch.runs.admission import begin_ahead
 from embatch.runs.advance import advance
 from embatch.runs.config import RunConfig
 from embatch.runs.context import RunContext
+from embatch.runs.direct import is_late
 from embatch.runs.finish import fail_run, finish_run
 from embatch.runs.outcomes import After, Done, Now, Outcome, OverBudget, Stuck
 from embatch.runs.pace import RETRY_DELAY_S
 from embatch.runs.parking import next_due, park, wake_parked
 from embatch.runs.planning import advance_planning
-from embatch.runs.twins import watch
-from embatch.types.state import RunEvent, RunState
+from embatch.runs.trouble import call_person
+from embatch.runs.twins import Lookout
+from embatch.types.state import RunState
 
 log = logging.getLogger("embatch.execution")
 
@@ -44,8 +40,6 @@ IDLE_S = 0.5
 """Longest sleep of a thread with nothing to do: other processes may have made work."""
 UNWORKABLE_S = 30.0
 """A run that this process cannot work is looked at again after so long."""
-WATCH_LOOK_S = 30.0
-"""Until the journal is asked again whether jobs held absent are to be looked for."""
 WORKING_STATES = (RunState.PLANNING, RunState.RUNNING, RunState.PARKED)
 
 _Work = Callable[[HeldLease], Outcome | None]
@@ -85,7 +79,8 @@ class ThreadExecutor:
         self._close_context = close_context
         self._contexts: dict[str, RunContext] = {}
         self._unworkable: dict[str, float] = {}
-        self._watch_at: dict[str, float] = {}
+        self._lookout = Lookout()
+        self._hurried: set[str] = set()
         self._finish_at: dict[str, float] = {}
         self._busy: Counter[str] = Counter()
         self._counting = threading.Lock()
@@ -190,8 +185,9 @@ class ThreadExecutor:
                 self._close_context(run_id)
 
     def _find(self, run: RunRecord, context: RunContext) -> _Found | None:
-        if self._is_watch_due(run, context) and (token := self._lease_planning(run.id)):
-            return self._planning_step(run, token, partial(self._watch, context))
+        watching = not self._planning_only and self._lookout.is_due(context)
+        if watching and (token := self._lease_planning(run.id)):
+            return self._planning_step(run, token, lambda _: self._lookout.look(context))
         free = len(self._planned_here) < max(1, self._threads - 1)  # one stays for batches
         planning = run.state is RunState.PLANNING and free
         if planning and (token := self._lease_planning(run.id)):
@@ -201,14 +197,18 @@ class ThreadExecutor:
         leases, parked = self._journal.leases, run.state is RunState.PARKED
         if parked and wake_parked(self._journal, run, now=self._clock()):
             return None
+        late = is_late(context)
+        if late and run.id not in self._hurried:
+            self._hurried.add(run.id)
+            self._journal.quotas.wake(run.id, now=self._clock())
         claim = leases.claim_step(
             run.id,
             owner=self._owner,
             lease_s=LEASE_S,
             now=self._clock(),
-            max_in_flight=context.provider.limits.max_in_flight_batches,
-            max_ahead=begin_ahead(context),
-            parked=parked,
+            max_in_flight=sys.maxsize if late else context.provider.limits.max_in_flight_batches,
+            max_ahead=None if late else begin_ahead(context),
+            parked=parked and not late,
         )
         if claim is not None:
             work = partial(self._advance, claim, context)
@@ -216,8 +216,8 @@ class ThreadExecutor:
         if run.state is not RunState.RUNNING:
             return None
         if leases.has_steps(run.id):
-            if not park(context):
-                self._call_person(run)
+            if not park(context) and call_person(self._journal, run.id, now=self._clock()):
+                self._news.set()
             return None
         if self._finish_at.get(run.id, 0.0) > self._clock():
             return None
@@ -294,35 +294,6 @@ class ThreadExecutor:
             outcome = finish_run(context, lease.token)
             if isinstance(outcome, After):
                 self._finish_at[context.run_id] = self._clock() + outcome.seconds
-
-    def _is_watch_due(self, run: RunRecord, context: RunContext) -> bool:
-        """The provider's list may hold jobs of the run that were held absent."""
-        now, limits = self._clock(), context.provider.limits
-        if not limits.billed or self._planning_only or self._watch_at.get(run.id, 0.0) > now:
-            return False
-        self._watch_at[run.id] = now + min(limits.settle_s, WATCH_LOOK_S)
-        return bool(self._journal.jobs.watched(run.id))
-
-    def _watch(self, context: RunContext, _: HeldLease) -> None:
-        every_s = context.provider.limits.settle_s
-        if not self._journal.begin_watch(context.run_id, now=self._clock(), every_s=every_s):
-            return
-        try:
-            watch(context)
-        except (ProviderUnavailableError, RateLimitError) as error:
-            log.info("run %s: the provider's list is looked at later: %s", context.run_id, error)
-
-    def _call_person(self, run: RunRecord) -> None:
-        """Stops a run in which nothing moves before someone acts."""
-        if not self._journal.leases.waits_for_person(run.id):
-            return
-        try:
-            self._journal.transition_run(
-                run.id, RunEvent.BLOCKED, expected=RunState.RUNNING, now=self._clock()
-            )
-        except TransitionRefusedError:
-            return  # another process did, or someone has acted
-        self._news.set()
 
     def _advance(self, claim: Claim, context: RunContext, lease: HeldLease) -> Outcome:
         outcome = advance(claim, context, lease.is_held)

@@ -22,6 +22,8 @@ class Outlook:
     """When those were submitted that are under way, seconds since 1970."""
     unsent_rows: int
     """Rows to embed in batches that are not submitted."""
+    unsent_bound: int
+    """The most tokens that these can be billed."""
 
 
 def read_outlook(connection: Connection, run_id: str) -> Outlook:
@@ -42,15 +44,19 @@ def read_outlook(connection: Connection, run_id: str) -> Outlook:
     since = connection.execute(
         select(table.submitted_at).where(*remote, table.state == BatchState.SUBMITTED.value)
     ).scalars()
-    unsent = connection.execute(
-        select(func.coalesce(func.sum(table["items"]), 0)).where(
+    unsent, bound = connection.execute(
+        select(
+            func.coalesce(func.sum(table["items"]), 0),
+            func.coalesce(func.sum(table.tokens_bound), 0),
+        ).where(
             table.run_id == run_id,
             table.kind == "embed",
             table.state.in_([state.value for state in _UNSENT]),
         )
-    ).scalar_one()
+    ).one()
     return Outlook(
         durations=tuple(float(seconds) for seconds in durations),
         since=tuple(float(moment) for moment in since if moment is not None),
         unsent_rows=int(unsent),
+        unsent_bound=int(bound),
     )

@@ -47,6 +47,9 @@ def is_late(context: RunContext) -> bool:
     deadline = context.config.deadline
     if deadline is None or not context.provider.limits.billed:
         return False
+    cap = context.config.max_cost_usd
+    if cap is not None and sum(context.journal.ledger.committed(context.run_id)) >= cap:
+        return False  # there is no money for calls
     now, outlook = context.now(), context.journal.batches.outlook(context.run_id)
     waited = [now - moment for moment in outlook.since]
     expected = max(
@@ -62,7 +65,7 @@ def send_directly(step: Step) -> bool:
     if not is_late(context):
         return False
     if not _affordable(step):
-        log.warning("batch %d will be late: the budget bears no interactive calls", batch.number)
+        log.info("batch %d will be late: the budget bears no interactive calls", batch.number)
         return False
     attempt = batch.attempt + (batch.input_ref is None)
     step.move(
@@ -82,16 +85,16 @@ def send_directly(step: Step) -> bool:
 
 
 def _affordable(step: Step) -> bool:
+    """The cap bears the batch at once, and what is left besides it as batches."""
     context, batch = step.context, step.batch
     cap, price = context.config.max_cost_usd, price_of(context.space)
     if cap is None:
         return True
     if price is None:
         return False
-    return (
-        sum(context.journal.ledger.committed(batch.run_id)) + price.of_calls(batch.tokens_bound)
-        <= cap
-    )
+    others = context.journal.batches.outlook(batch.run_id).unsent_bound - batch.tokens_bound
+    wanted = price.of_calls(batch.tokens_bound) + price.of_batch(max(0, others))
+    return sum(context.journal.ledger.committed(batch.run_id)) + wanted <= cap
 
 
 def is_direct(step: Step) -> bool:

@@ -4,14 +4,15 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from embatch.errors import ProviderUnavailableError
+from embatch.errors import ProviderUnavailableError, TransitionRefusedError
 from embatch.journal.jobs import STUCK
 from embatch.journal.leases import PRESSING_S
 from embatch.journal.records import BatchRecord
+from embatch.journal.store import Journal
 from embatch.runs.outcomes import After, Now, Outcome, Stuck
 from embatch.runs.pace import backoff
 from embatch.runs.step import Step
-from embatch.types.state import BatchEvent, JobState
+from embatch.types.state import BatchEvent, JobState, RunEvent, RunState
 
 log = logging.getLogger("embatch.runs")
 
@@ -143,3 +144,14 @@ def _kept_for(step: Step, now: float) -> str:
     if left_h <= 0:
         return "; the provider may have let go of its results by now"
     return f"; the provider keeps its results {left_h:.1f} hours more"
+
+
+def call_person(journal: Journal, run_id: str, *, now: float) -> bool:
+    """Stops a run in which nothing moves before someone acts. Gives whether it did."""
+    if not journal.leases.waits_for_person(run_id):
+        return False
+    try:
+        journal.transition_run(run_id, RunEvent.BLOCKED, expected=RunState.RUNNING, now=now)
+    except TransitionRefusedError:
+        return False  # another process did, or someone has acted
+    return True

@@ -16,6 +16,8 @@ from embatch.types.state import BatchEvent, BatchState, JobState
 
 log = logging.getLogger("embatch.runs")
 
+ASK_EVERY_S: Final = 30.0
+"""Until the journal is asked again whether there is a job to be looked for."""
 _WITHOUT_RESULTS: Final = (JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED)
 _UNSENT: Final = (BatchState.PLANNED, BatchState.UPLOADING, BatchState.UPLOADED)
 
@@ -149,3 +151,28 @@ def rows_billed(provider: Provider, job: JobRecord, remote: RemoteJob) -> int:
     counts = status.progress
     counted = counts.succeeded > 0 or counts.failed > 0 or not status.has_results
     return counts.succeeded if counted else job.items
+
+
+class Lookout:
+    """Walks through the provider's lists for jobs that may turn up late, every settle period."""
+
+    def __init__(self) -> None:
+        self._next_at: dict[str, float] = {}
+
+    def is_due(self, context: RunContext) -> bool:
+        """The run has such jobs, and this process has not asked for a while."""
+        now, limits = context.now(), context.provider.limits
+        if not limits.billed or self._next_at.get(context.run_id, 0.0) > now:
+            return False
+        self._next_at[context.run_id] = now + min(limits.settle_s, ASK_EVERY_S)
+        return bool(context.journal.jobs.watched(context.run_id))
+
+    def look(self, context: RunContext) -> None:
+        """One walk, unless another process made one in this settle period."""
+        journal, every_s = context.journal, context.provider.limits.settle_s
+        if not journal.begin_watch(context.run_id, now=context.now(), every_s=every_s):
+            return
+        try:
+            watch(context)
+        except (ProviderUnavailableError, RateLimitError) as error:
+            log.info("run %s: the provider's list is looked at later: %s", context.run_id, error)
