@@ -76,7 +76,7 @@ def take_looks(looks: "Sequence[Look]") -> list[Finding]:
         need = findings.get(look.needs or "")
         if need is not None and not need.well:
             found = Finding(
-                what=look.what, well=None, detail=f"not looked at: {need.what} comes first"
+                what=look.what, well=None, detail=f"not looked at: mend {need.what} first"
             )
         else:
             found = _taken(look)
