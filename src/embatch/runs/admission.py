@@ -14,10 +14,11 @@ from embatch.journal.store import Journal
 from embatch.runs import quota
 from embatch.runs.collect import child_batch, clear_away
 from embatch.runs.context import RunContext
+from embatch.runs.cost import prompt_bytes
 from embatch.runs.outcomes import After, Done, Outcome
 from embatch.runs.quota import Belief
 from embatch.runs.step import Step
-from embatch.runs.tokens import batch_tokens, calibration_name, token_rate
+from embatch.runs.tokens import batch_tokens, counted_rate
 from embatch.runs.trouble import halves
 from embatch.types.state import BatchEvent, BatchState
 
@@ -43,8 +44,12 @@ def believed(context: RunContext) -> Belief:
 def estimated(step: Step) -> int:
     """Tokens of the batch, as the service counts them as far as is known by now."""
     context = step.context
-    counted = context.journal.calibrations.find(calibration_name(context.space))
-    return batch_tokens(step.batch, context.provider.limits.max_item_tokens, token_rate(counted))
+    return batch_tokens(
+        step.batch,
+        context.provider.limits.max_item_tokens,
+        counted_rate(context.journal, context.space),
+        prompt_bytes=prompt_bytes(context.space),
+    )
 
 
 def asking(step: Step) -> list[Also]:

@@ -16,10 +16,11 @@ from embatch.journal.ledger import Change, settlement
 from embatch.journal.records import Failure, NewBatch
 from embatch.runs.audit import UNPROVEN, keeps_stages, misread, proven, unproven
 from embatch.runs.audit_notes import Audit
-from embatch.runs.cost import bought_in_vain, bought_whole, bounds_of, spent_on
+from embatch.runs.cost import bought_in_vain, bought_whole, bounds_of, prompt_bytes, spent_on
 from embatch.runs.outcomes import Done, Now, Outcome, Stuck
 from embatch.runs.pace import RETRY_DELAY_S
 from embatch.runs.step import Step
+from embatch.runs.tokens import calibration_name
 from embatch.runs.trouble import lost, smaller, unreadable
 from embatch.runs.verify import Join, Joined
 from embatch.types.embedding import RowError
@@ -82,7 +83,7 @@ def write_proven(step: Step, joined: Joined, audit: Audit) -> Outcome:
         joined.vectors,
         errors,
         _counted(joined, errors) | audit.facts,
-        also=_settlements(step, joined),
+        also=[*_settlements(step, joined), *_calibrations(step, joined)],
     )
 
 
@@ -91,6 +92,18 @@ def _settlements(step: Step, joined: Joined) -> list[Change]:
     batch, context = step.batch, step.context
     spent = spent_on(batch, joined.errors, tokens=joined.tokens, uncounted=joined.uncounted)
     return [settlement(str(batch.label), spent, now=context.now())]
+
+
+def _calibrations(step: Step, joined: Joined) -> list[Change]:
+    """Tokens a byte of these texts, where the service has counted every one of them whole."""
+    batch, context = step.batch, step.context
+    whole = not joined.errors and not joined.uncounted and not joined.truncated.any()
+    if not (context.provider.limits.billed and whole and joined.tokens):
+        return []
+    sent_bytes = batch.text_bytes + batch.items * prompt_bytes(context.space)
+    name, now = calibration_name(context.space), context.now()
+    counting = context.journal.calibrations.counting
+    return [counting(name, text_bytes=sent_bytes, tokens=joined.tokens, now=now)]
 
 
 def _counted(joined: Joined, errors: dict[int, RowError]) -> dict[str, int]:

@@ -31,7 +31,7 @@ from embatch.runs.context import RunContext
 from embatch.runs.plan import Cutter, item_bounds
 from embatch.runs.sampling import rows_to_audit
 from embatch.runs.step import Step
-from embatch.runs.tokens import estimate_tokens
+from embatch.runs.tokens import DEFAULT_RATE, TokenRate, estimate_tokens
 from embatch.types.batch import Limits
 from embatch.types.embedding import RowError, Space
 from embatch.types.models import MODELS, bare_model_name
@@ -106,6 +106,7 @@ def open_cutter(
     max_cost_usd: float | None,
     text_bytes: int,
     first_items: int | None = None,
+    rate: TokenRate = DEFAULT_RATE,
 ) -> Cutter:
     """The cutter of a run's batches, of `text_bytes` in all; the first has at most `first_items`.
 
@@ -121,6 +122,7 @@ def open_cutter(
         prompt_bytes=prompt_bytes(space),
         max_batch_bound=bound,
         first_items=first_items,
+        rate=rate,
     )
 
 

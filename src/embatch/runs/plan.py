@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embatch.runs.tokens import estimate_tokens
+from embatch.runs.tokens import DEFAULT_RATE, TokenRate, estimate_tokens
 from embatch.types.batch import Limits
 
 
@@ -60,11 +60,13 @@ class Cutter:
         prompt_bytes: int = 0,
         max_batch_bound: int | None = None,
         first_items: int | None = None,
+        rate: TokenRate = DEFAULT_RATE,
     ) -> None:
         """`prompt_bytes` is what the service is sent around each text; `max_batch_bound` is the
         most tokens that one batch may be billed, None without a cap; `first_items` is the most
-        items of the first batch."""
+        items of the first batch; tokens are estimated by `rate`."""
         self._limits = limits
+        self._rate = rate
         self._prompt_bytes = prompt_bytes
         self._max_bound = 2**62 if max_batch_bound is None else max(1, max_batch_bound)
         self._first_items = first_items
@@ -85,7 +87,7 @@ class Cutter:
             self._sizes.append(
                 _Sizes(
                     text_bytes,
-                    estimate_tokens(text_bytes + self._prompt_bytes, most),
+                    estimate_tokens(text_bytes + self._prompt_bytes, most, self._rate),
                     item_bounds(text_bytes, self._prompt_bytes, most),
                 )
             )

@@ -30,6 +30,7 @@ from embatch.runs.cost import open_cutter
 from embatch.runs.plan import Cut
 from embatch.runs.probe import probe_rows
 from embatch.runs.reuse import old_records
+from embatch.runs.tokens import counted_rate
 from embatch.types.batch import Limits
 from embatch.types.state import BatchState, RunEvent, RunState
 
@@ -165,6 +166,7 @@ def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> Non
         max_cost_usd=context.config.max_cost_usd,
         text_bytes=digest.embed_bytes,
         first_items=probe_rows(context, digest.embed_rows) if plan.position is None else None,
+        rate=counted_rate(context.journal, context.space),
     )
     empties: list[Failure] = []
     places: list[Position] = []

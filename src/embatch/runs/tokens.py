@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from embatch.journal.calibrations import Calibration
 from embatch.journal.records import BatchRecord
+from embatch.journal.store import Journal
 from embatch.types.embedding import Space
 
 BYTES_PER_TOKEN = 4.0
@@ -40,6 +41,11 @@ def token_rate(counted: Calibration | None) -> TokenRate:
     return TokenRate(per_byte=counted.tokens / counted.text_bytes, per_item=0)
 
 
+def counted_rate(journal: Journal, space: Space) -> TokenRate:
+    """The rate of a space's model, as its service has counted for runs of this journal so far."""
+    return token_rate(journal.calibrations.find(calibration_name(space)))
+
+
 def calibration_name(space: Space) -> str:
     """What the counts of a space's model are kept under."""
     return f"{space.provider}/{space.model}"
@@ -54,9 +60,16 @@ def estimate_tokens(
     return np.minimum(np.maximum(estimated, 1), max_item_tokens)
 
 
-def batch_tokens(batch: BatchRecord, max_item_tokens: int, rate: TokenRate) -> int:
-    """Tokens of a batch that is planned already, by what is known now."""
+def batch_tokens(
+    batch: BatchRecord, max_item_tokens: int, rate: TokenRate, *, prompt_bytes: int = 0
+) -> int:
+    """Tokens of a batch that is planned already, by what is known now; no more than can be billed.
+
+    `prompt_bytes` is what the service is sent around each text.
+    """
     if rate == DEFAULT_RATE or not batch.text_bytes:
         return batch.tokens_estimated
-    estimated = math.ceil(batch.text_bytes * rate.per_byte) + batch.items * rate.per_item
-    return max(batch.items, min(estimated, batch.items * max_item_tokens))
+    sent_bytes = batch.text_bytes + batch.items * prompt_bytes
+    estimated = math.ceil(sent_bytes * rate.per_byte) + batch.items * rate.per_item
+    most = min(batch.items * max_item_tokens, batch.tokens_bound or 2**62)
+    return max(batch.items, min(estimated, most))
