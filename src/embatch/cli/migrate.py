@@ -167,6 +167,8 @@ def _quote(
         max_batch_items=wanted["max_batch_items"],
         max_batch_tokens=wanted["max_batch_tokens"],
         reuse=None,
+        max_cost_usd=wanted["max_cost_usd"],
+        audit=wanted["audit"],
     )
     if shown:
         print_quote(session, quoted, free=free_bytes(out))
