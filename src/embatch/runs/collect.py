@@ -1,5 +1,6 @@
 """From a finished remote batch to a published part: results, join by key, verify, Parquet."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,12 @@ import pyarrow as pa
 from embatch.datasets.column_types import block_name
 from embatch.datasets.parts import FinishedPart, PartWriter, part_name, publish_part
 from embatch.datasets.stage import StageFile, write_stage
-from embatch.errors import AlignmentError, NotFoundError, ProviderUnavailableError
+from embatch.errors import (
+    AlignmentError,
+    EmbatchError,
+    NotFoundError,
+    ProviderUnavailableError,
+)
 from embatch.journal.ledger import Change, settlement
 from embatch.journal.records import Failure, NewBatch
 from embatch.runs.audit import UNPROVEN, keeps_stages, misread, proven, unproven
@@ -26,6 +32,8 @@ from embatch.runs.verify import Join, Joined
 from embatch.types.embedding import RowError
 from embatch.types.results import Matrix
 from embatch.types.state import BatchEvent
+
+log = logging.getLogger("embatch.runs")
 
 MAX_ATTEMPTS = 5
 """How often a row with a transient error is sent, before its failure counts as permanent."""
@@ -301,11 +309,21 @@ def clear_away(step: Step, *, leave_remote: bool = False, leave_stage: bool = Fa
     """
     batch, context = step.batch, step.context
     if batch.kind == "embed" and not (leave_remote or context.keeps_remote):
-        context.provider.discard(batch.remote_name, batch.input_ref)
-        step.note(cleared_at=context.now())
+        _discard(step)
     if not leave_stage:
         step.stage().path.unlink(missing_ok=True)
     context.checkpoint("batch.cleared")
+
+
+def _discard(step: Step) -> None:
+    """Removes what the provider holds. What it does not let go is tried again at the run's end."""
+    batch, context = step.batch, step.context
+    try:
+        context.provider.discard(batch.remote_name, batch.input_ref)
+    except EmbatchError as error:
+        log.info("batch %d stays at the provider for now: %s", batch.number, error)
+    else:
+        step.note(cleared_at=context.now())
 
 
 @contextmanager

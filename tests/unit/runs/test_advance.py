@@ -337,6 +337,24 @@ def test_misaligned_results_are_quarantined_and_never_written(replay: Replays) -
     assert run.states() == [BatchState.SPLIT] * 4 + [BatchState.QUARANTINED]
 
 
+@pytest.mark.parametrize("error", [PermissionDeniedError, ProviderUnavailableError])
+def test_a_job_that_cannot_be_removed_holds_nothing_up(
+    replay: Replays, error: type[EmbatchError]
+) -> None:
+    """The part is safe: what stays at the provider is for the run's end."""
+
+    class Keeping(FakeProvider):
+        def discard(self, name: str | None, input_ref: str | None) -> None:
+            raise error("not removed")
+
+    run = replay(Keeping())
+    run.work()
+    run.assert_right()
+    batches = list(run.journal.batches.walk(run.context.run_id))
+    assert {batch.state for batch in batches} == {BatchState.PUBLISHED}
+    assert {batch.cleared_at for batch in batches} == {None}
+
+
 def test_a_part_that_vanished_is_made_again(replay: Replays) -> None:
     """Between writing and publishing, a lost file costs a second reading, not a second purchase."""
     run = replay(FakeProvider(), ["one"])
