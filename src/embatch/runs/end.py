@@ -1,10 +1,11 @@
 """What a person may ask of a run that stands: cancel it, try its failures again, forget it."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,19 @@ from embatch.datasets.output import OutputPaths
 from embatch.datasets.ownership import LOCK_NAME
 from embatch.datasets.stage import StageFile, write_stage
 from embatch.errors import InvalidRequestError, NotFoundError, StorageError
-from embatch.journal.records import BatchRecord, NewBatch
+from embatch.journal.jobs import JobMark
+from embatch.journal.records import BatchRecord, Failure, NewBatch, RunRecord
 from embatch.journal.store import Journal
 from embatch.providers.base import Provider
 from embatch.runs.config import RunConfig
 from embatch.runs.context import no_checkpoint
+from embatch.runs.cost import BILLED_WITHOUT_VECTOR, bounds_of
 from embatch.runs.finish import clear_work, reopen_manifest
+from embatch.types.embedding import Space
 from embatch.types.state import FINAL_RUN_STATES, BatchState, RunEvent, RunState
+
+_ANY_LENGTH: Final = 2**62
+"""Of a text whose model's limit is not at hand: its bytes alone bound its tokens."""
 
 
 def cancel_run(
@@ -45,8 +52,12 @@ def cancel_run(
     if remote:
         provider = open_provider()
         for batch in remote:
-            with suppress(NotFoundError):  # it ended by itself
+            mark: JobMark = "cancelled"
+            try:
                 provider.cancel(str(batch.remote_name))
+            except NotFoundError:
+                mark = "ended"  # by itself
+            journal.jobs.mark(str(batch.label), mark, now=now)
 
 
 def retry_run(
@@ -77,7 +88,7 @@ def retry_run(
             raise StorageError(f"{work / name} keeps {wanted.num_rows} of {len(rows)} failed texts")
         stage = f"stage/retry-{origin.number:05d}-{secrets.token_hex(4)}.arrow"
         write_stage(work / stage, wanted)
-        batches.append(_retry_batch(origin, wanted, stage))
+        batches.append(_retry_batch(run, origin, failures, wanted, stage))
         files.append(work / name)
     if not batches:
         return 0
@@ -90,8 +101,16 @@ def retry_run(
     return len(kept)
 
 
-def _retry_batch(origin: BatchRecord, items: pa.Table, stage: str) -> NewBatch:
+def _retry_batch(
+    run: RunRecord,
+    origin: BatchRecord,
+    failures: Sequence[Failure],
+    items: pa.Table,
+    stage: str,
+) -> NewBatch:
     rows = items["row"].to_numpy()
+    bound, largest = bounds_of(items, Space.from_json(dict(run.space)), _ANY_LENGTH)
+    bought = [failure.code for failure in failures if failure.code in BILLED_WITHOUT_VECTOR]
     return NewBatch(
         kind=origin.kind,
         items=items.num_rows,
@@ -101,6 +120,10 @@ def _retry_batch(origin: BatchRecord, items: pa.Table, stage: str) -> NewBatch:
         owner_max=origin.owner_max,
         stage=stage,
         tokens_estimated=origin.tokens_estimated * items.num_rows // origin.items,
+        tokens_bound=bound,
+        item_bound=largest,
+        bought=len(bought),
+        bought_why=bought[0] if bought else None,
         text_bytes=origin.text_bytes * items.num_rows // origin.items,
         parent_id=origin.id,
     )
