@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final, TypeVar
@@ -215,9 +215,17 @@ class CloudCheckup:
     def vector(self) -> str:
         """One short text is embedded, for a few tokens; its vector has the length asked for."""
         options = EmbedOptions.of(self._model, None, self._dims, None)
+        usual = options.expected_dims
+        if self._dims is None:  # whatever length comes is to be told
+            options = replace(options, model=replace(options.model, known=False))
         start = time.perf_counter()
         (found,) = drive(self._cloud.embed([SAMPLE_TEXT], options), self._performer)
         took_s = time.perf_counter() - start
+        if usual not in (None, found.dimensionality):
+            raise ConfigError(
+                f"{self._model} gives {found.dimensionality} values here, not {usual}: "
+                f"say --dims {found.dimensionality} on the run"
+            )
         if found.norm == 0.0:
             raise AlignmentError(
                 f"{self._model} gave a vector of zeros: try again, and another --model if it stays"

@@ -98,6 +98,21 @@ def test_a_model_without_known_dims_tells_them(look) -> None:
     assert checkup.vector().startswith("1024 dims")
 
 
+def test_a_model_with_other_dims_than_usual_says_what_to_give(look, monkeypatch) -> None:
+    """A server of one's own may answer to a known name with a model of its own."""
+    from embatch.testing.cloud import embeds
+
+    monkeypatch.setattr(
+        embeds,
+        "write_vectors",
+        lambda _seeds, _model, _dims: [f"[{','.join(['0.5'] * 384)}]".encode()],
+    )
+    checkup = look()
+    checkup.credentials()
+    with pytest.raises(ConfigError, match=r"gives 384 values here, not 3072: say --dims 384"):
+        checkup.vector()
+
+
 def test_a_model_that_does_not_exist_lists_those_that_do(look) -> None:
     """The names to choose from stand in the message."""
     checkup = look(model="gemini-embedding-7")
