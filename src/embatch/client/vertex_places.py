@@ -56,7 +56,7 @@ class Places:
         if self.staging is None:
             raise ConfigError(
                 "batches on Vertex AI go through Cloud Storage: give staging='gs://bucket/prefix' "
-                "or set EMBATCH_STAGING"
+                "(--staging on the command line), or set EMBATCH_STAGING"
             )
         return self.staging.rstrip("/")
 
