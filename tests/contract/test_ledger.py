@@ -308,6 +308,23 @@ def test_an_audit_takes_the_place_of_its_reservation(journal: Journal) -> None:
     assert journal.ledger.committed("r1")[1] == pytest.approx(0.43)
 
 
+def test_an_audit_of_several_calls_draws_on_one_reservation(journal: Journal) -> None:
+    """Each call takes its part; what is left stays open until the job is done with."""
+    ((batch, token),) = start(journal, 0.44)
+    batch = upload(journal, batch, token, 0.4)
+    for number, left in (("1", 300), ("2", 200)):
+        part: dict[str, object] = {"batch_id": batch.id, "kind": "audit", "tokens_bound": 100}
+        part["replaces"] = audit_ref("label 0")
+        journal.ledger.begin_call(purchase(call_ref("audit", number), 0.01, **part), now=NOW)
+        journal.ledger.settle(call_ref("audit", number), Bought(rows=2, tokens=100), now=NOW)
+        line = journal.ledger.find(audit_ref("label 0"))
+        assert line is not None
+        assert (line.tokens_bound, line.usd_bound) == (left, pytest.approx(left / 400 * 0.04))
+        assert sum(journal.ledger.committed("r1")) == pytest.approx(0.44)
+    moved(journal, batch, token, BatchEvent.UPLOAD_REFUSED)
+    assert journal.ledger.committed("r1") == (pytest.approx(0.02), 0.0)
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -7,7 +7,6 @@ the sum of its settled lines; what it may still come to is that and the bounds o
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, case, func, or_, select, text, update
@@ -15,20 +14,18 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from embatch.errors import BudgetExceededError
-from embatch.journal.database import Database
 from embatch.journal.purchases import (
     Bought,
-    KindSums,
-    LedgerLine,
     Purchase,
     PurchaseKind,
     dollars,
 )
 from embatch.journal.schema import batches_table, ledger_table, runs_table
-from embatch.journal.sums import sum_ledger
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
 _LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtext(:run_id))")
+ROUNDING_USD: Final = 1e-12
+"""What sums of dollars may be off by."""
 _AT_REST: Final = tuple(
     state.value for state in (*FINAL_BATCH_STATES, BatchState.PLANNED, BatchState.CANCELLED)
 )
@@ -58,15 +55,17 @@ def reserve(connection: Connection, purchases: Sequence[Purchase], now: float) -
     run_id = purchases[0].run_id
     _lock(connection, run_id)
     given_back = [ref for one in purchases for ref in (one.ref, one.replaces) if ref is not None]
+    rests = [_rest_of(connection, one) for one in purchases]
     cap = _cap(connection, run_id)
     if cap is not None:
-        spent, held = _committed(connection, run_id, without=given_back)
+        spent, held = committed(connection, run_id, without=given_back)
+        held += math.fsum(usd for _, usd in rests)
         wanted = sum(math.inf if one.usd_bound is None else one.usd_bound for one in purchases)
-        if spent + held + wanted > cap:
+        if spent + held + wanted > cap + ROUNDING_USD:
             raise _refusal(connection, purchases[0], cap, spent, held, wanted)
-    for one in purchases:
+    for one, rest in zip(purchases, rests, strict=True):
         if one.replaces is not None:
-            void(connection, one.replaces, now)
+            _shrink(connection, one.replaces, rest, now)
         _enter(connection, one, now)
         _unblock(connection, one.batch_id)
 
@@ -96,7 +95,7 @@ def settle(connection: Connection, ref: str, bought: Bought, now: float) -> None
         )
         .returning(table.run_id)
     ).scalar()
-    _wake(connection, run_id, now)
+    wake(connection, run_id, now)
 
 
 def void(connection: Connection, ref: str, now: float) -> None:
@@ -108,7 +107,7 @@ def void(connection: Connection, ref: str, now: float) -> None:
         .values(state="void", settled_at=now)
         .returning(table.run_id)
     ).scalar()
-    _wake(connection, run_id, now)
+    wake(connection, run_id, now)
 
 
 def settle_unseen(connection: Connection, ref: str, now: float) -> None:
@@ -127,7 +126,7 @@ def settle_unseen(connection: Connection, ref: str, now: float) -> None:
         )
         .returning(table.run_id)
     ).scalar()
-    _wake(connection, run_id, now)
+    wake(connection, run_id, now)
 
 
 def reopen(connection: Connection, ref: str) -> None:
@@ -166,113 +165,6 @@ def close_abandoned(connection: Connection, batch_id: int, kind: PurchaseKind, n
     return sum(rows)
 
 
-class LedgerTable:
-    """The ledger of all runs."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def reserve(self, *purchases: Purchase, now: float) -> None:
-        """Reserves purchases that go with no change of state; raises BudgetExceededError."""
-        with self._database.write() as connection:
-            reserve(connection, purchases, now)
-
-    def begin_call(self, purchase: Purchase, *, now: float) -> None:
-        """Reserves an interactive call; raises BudgetExceededError.
-
-        Calls of the same batch and kind that a killed process left open are settled at their
-        bounds first. Rows that they were to bring count as bought again, but for audits.
-        """
-        with self._database.write() as connection:
-            if purchase.batch_id is not None:
-                lost = close_abandoned(connection, purchase.batch_id, purchase.kind, now)
-                if lost and purchase.kind == "direct":
-                    again = min(lost, purchase.rows)
-                    purchase = replace(purchase, rows_again=again, again_why="lost_call")
-            reserve(connection, [purchase], now)
-
-    def settle(self, ref: str, bought: Bought, *, now: float) -> None:
-        """Settles a purchase outside of any change of state."""
-        with self._database.write() as connection:
-            settle(connection, ref, bought, now)
-
-    def void(self, ref: str, *, now: float) -> None:
-        """Strikes out a reservation outside of any change of state."""
-        with self._database.write() as connection:
-            void(connection, ref, now)
-
-    def settle_beside(self, label: str, rows: int, *, now: float) -> None:
-        """A job that its batch went on without has ended: `rows` of it were billed once more."""
-        table = ledger_table.c
-        with self._database.write() as connection:
-            if not rows:
-                void(connection, label, now)
-                settle(connection, label, Bought(rows=0, tokens=0), now)  # what was estimated
-                return
-            reopen(connection, label)
-            connection.execute(
-                update(ledger_table)
-                .where(table.ref == label, table.state == "reserved")
-                .values(
-                    rows=rows,
-                    rows_again=rows,
-                    again_why="late_twin",
-                    tokens_estimated=table.tokens_estimated * rows // table["rows"],
-                )
-            )
-            settle_unseen(connection, label, now)
-
-    def wake(self, run_id: str, *, now: float) -> None:
-        """Has batches that wait for money tried again: there may be more of it."""
-        with self._database.write() as connection:
-            _wake(connection, run_id, now)
-
-    def may_free(self, run_id: str) -> bool:
-        """Something of the run is under way whose end may free money."""
-        with self._database.read() as connection:
-            return _something_moves(connection, run_id)
-
-    def find(self, ref: str) -> LedgerLine | None:
-        """The line of a purchase, None when nothing was ever reserved under `ref`."""
-        with self._database.read() as connection:
-            row = (
-                connection.execute(select(ledger_table).where(ledger_table.c.ref == ref))
-                .mappings()
-                .one_or_none()
-            )
-        return None if row is None else LedgerLine(**row)
-
-    def lines(self, run_id: str) -> list[LedgerLine]:
-        """Every purchase of a run, void ones too, oldest first."""
-        table = ledger_table.c
-        with self._database.read() as connection:
-            rows = connection.execute(
-                select(ledger_table).where(table.run_id == run_id).order_by(table.at, table.ref)
-            ).mappings()
-            return [LedgerLine(**row) for row in rows]
-
-    def committed(self, run_id: str) -> tuple[float, float]:
-        """Dollars spent, and dollars that open purchases may come to."""
-        with self._database.read() as connection:
-            return _committed(connection, run_id)
-
-    def sums(self, run_id: str) -> dict[PurchaseKind, KindSums]:
-        """What a run has bought, by kind; kinds of which nothing was bought are left out."""
-        with self._database.read() as connection:
-            return sum_ledger(connection, run_id)
-
-    def again(self, run_id: str) -> dict[str, int]:
-        """Rows that were billed more than once, by the reason."""
-        table = ledger_table.c
-        with self._database.read() as connection:
-            rows = connection.execute(
-                select(table.again_why, func.sum(table.rows_again))
-                .where(table.run_id == run_id, table.state == "settled", table.rows_again > 0)
-                .group_by(table.again_why)
-            )
-            return {str(why or "unknown"): int(count) for why, count in rows}
-
-
 def _lock(connection: Connection, run_id: str) -> None:
     # A write transaction of SQLite holds the whole file already.
     if connection.dialect.name == "postgresql":
@@ -287,9 +179,10 @@ def _cap(connection: Connection, run_id: str) -> float | None:
     return None if cap is None else float(cap)
 
 
-def _committed(
+def committed(
     connection: Connection, run_id: str, *, without: Sequence[str] = ()
 ) -> tuple[float, float]:
+    """Dollars spent, and dollars that open purchases but those of `without` may come to."""
     table = ledger_table.c
     zero = 0.0
     row = connection.execute(
@@ -301,6 +194,34 @@ def _committed(
         ).where(table.run_id == run_id, table.ref.not_in(without))
     ).one()
     return float(row[0]), float(row[1])
+
+
+def _rest_of(connection: Connection, purchase: Purchase) -> tuple[int, float]:
+    """Tokens and dollars that are left of the reservation that a purchase draws on."""
+    table = ledger_table.c
+    row = connection.execute(
+        select(table.tokens_bound, table.usd_bound).where(
+            table.ref == purchase.replaces, table.state == "reserved"
+        )
+    ).one_or_none()
+    if row is None:
+        return 0, 0.0
+    tokens = max(0, int(row.tokens_bound) - purchase.tokens_bound)
+    return tokens, (row.usd_bound or 0.0) * tokens / row.tokens_bound
+
+
+def _shrink(connection: Connection, ref: str, rest: tuple[int, float], now: float) -> None:
+    tokens, usd = rest
+    if not tokens:
+        void(connection, ref, now)
+        return
+    table = ledger_table.c
+    priced = case((table.usd_bound.is_(None), None), else_=usd)
+    connection.execute(
+        update(ledger_table)
+        .where(table.ref == ref, table.state == "reserved")
+        .values(tokens_bound=tokens, usd_bound=priced)
+    )
 
 
 def _enter(connection: Connection, purchase: Purchase, now: float) -> None:
@@ -341,11 +262,11 @@ def _refusal(
         f"the cap is {dollars(cap)}: {dollars(spent)} is spent, {dollars(held)} may still come of "
         f"what is under way, and this may cost {dollars(wanted)} more"
     )
-    error.may_free = _something_moves(connection, purchase.run_id, but=purchase.batch_id)
+    error.may_free = something_moves(connection, purchase.run_id, but=purchase.batch_id)
     return error
 
 
-def _something_moves(connection: Connection, run_id: str, *, but: int | None = None) -> bool:
+def something_moves(connection: Connection, run_id: str, *, but: int | None = None) -> bool:
     """A batch of the run, `but` one, is under way or being begun, and waits for no money."""
     table = batches_table.c
     begun = (table.state == BatchState.PLANNED.value) & table.lease_token.is_not(None)
@@ -374,7 +295,7 @@ def _unblock(connection: Connection, batch_id: int | None) -> None:
         )
 
 
-def _wake(connection: Connection, run_id: str | None, now: float) -> None:
+def wake(connection: Connection, run_id: str | None, now: float) -> None:
     """Has batches that wait for money tried again at once."""
     table = batches_table.c
     if run_id is not None:

@@ -28,7 +28,7 @@ class Purchase:
     """Rows among them that were billed before."""
     again_why: str | None = None
     replaces: str | None = None
-    """A reservation whose place this one takes."""
+    """A reservation that this purchase draws on; what is left of it stays open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

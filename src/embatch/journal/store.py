@@ -14,7 +14,7 @@ from embatch.journal.database import Database
 from embatch.journal.entries import cancel_batches, enter_adopted
 from embatch.journal.jobs import JobTable
 from embatch.journal.leases import LeaseTable
-from embatch.journal.ledger import LedgerTable
+from embatch.journal.ledger_table import LedgerTable
 from embatch.journal.quotas import QuotaTable
 from embatch.journal.records import AdoptedPart, EventRecord, Failure, RunRecord
 from embatch.journal.rows import record_event, run_record

@@ -179,10 +179,13 @@ def enough(journal: Journal, run: RunRecord) -> str:
     price = price_of(Space.from_json(dict(run.space))) or FREE
     left = journal.batches.to_buy(run.id)
     spent, held = journal.ledger.committed(run.id)
-    rest = MARGIN * price.of_batch(left.tokens) + price.of_batch(left.largest_bound)
     sampled = rows_to_audit(run.config.get("audit", "off"), left.largest, raised=run.audit_rows)
-    audits = left.batches * price.of_calls(min(left.largest_bound, sampled * left.item_bound))
-    usd = max(spent + held + rest + audits, 1.01 * (run.config.get("max_cost_usd") or 0.0))
+    audited = left.tokens * sampled // max(1, left.largest)
+    rest = MARGIN * (price.of_batch(left.tokens) + price.of_calls(audited))
+    # The last batch is bought only where the most that it can cost is left.
+    most = price.of_calls(min(left.largest_bound, sampled * left.item_bound))
+    rest += price.of_batch(left.largest_bound) + most
+    usd = max(spent + held + rest, 1.01 * (run.config.get("max_cost_usd") or 0.0))
     return dollars_up(usd)
 
 

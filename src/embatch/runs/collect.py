@@ -1,9 +1,7 @@
 """From a finished remote batch to a published part: results, join by key, verify, Parquet."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +21,14 @@ from embatch.journal.records import Failure, NewBatch
 from embatch.runs.audit import UNPROVEN, keeps_stages, misread, proven, unproven
 from embatch.runs.audit_notes import Audit
 from embatch.runs.cost import bought_in_vain, bought_whole, bounds_of, prompt_bytes, spent_on
+from embatch.runs.gathered import gathered, let_go
+from embatch.runs.joining import read_results
 from embatch.runs.outcomes import Done, Now, Outcome, Stuck
 from embatch.runs.pace import RETRY_DELAY_S
 from embatch.runs.step import Step
 from embatch.runs.tokens import calibration_name
 from embatch.runs.trouble import lost, smaller, unreadable
-from embatch.runs.verify import Join, Joined
+from embatch.runs.verify import Joined
 from embatch.types.embedding import RowError
 from embatch.types.results import Matrix
 from embatch.types.state import BatchEvent
@@ -37,8 +37,6 @@ log = logging.getLogger("embatch.runs")
 
 MAX_ATTEMPTS = 5
 """How often a row with a transient error is sent, before its failure counts as permanent."""
-MATRIX_IN_MEMORY_BYTES = 64 << 20
-"""A batch's vectors above this size are gathered in a mapped file instead."""
 WRITE_ROWS = 1024
 """Rows handed to the Parquet writer at once."""
 
@@ -68,16 +66,6 @@ def collect_results(step: Step) -> Outcome:
         context.checkpoint("results.joined")
         found = proven(step, joined)
         return write_proven(step, joined, found) if isinstance(found, Audit) else found
-
-
-def read_results(step: Step, matrix: Matrix) -> Joined:
-    """Joins the batch's results into `matrix`, by key. Raises AlignmentError."""
-    batch, context = step.batch, step.context
-    join = Join(label=str(batch.label), items=batch.items, space=context.space, into=matrix)
-    for block in context.provider.results(str(batch.remote_name)):
-        step.check_lease()
-        join.add(block)
-    return join.finish()
 
 
 def write_proven(step: Step, joined: Joined, audit: Audit) -> Outcome:
@@ -140,7 +128,12 @@ def finish_part(
     batch, context = step.batch, step.context
     good = np.ones(batch.items, dtype=bool)
     good[list(errors)] = False
-    facts: dict[str, Any] = {**counts, "succeeded": int(good.sum()), "failed": len(errors), "also": also}
+    facts: dict[str, Any] = {
+        **counts,
+        "succeeded": int(good.sum()),
+        "failed": len(errors),
+        "also": also,
+    }
     if batch.part_sha256 is None:
         facts |= _others(step, errors)
     # A part that was lost after it was journaled has its children and failures entered already.
@@ -204,6 +197,7 @@ def write_part(step: Step, stage: StageFile, matrix: Matrix, good: Any) -> Finis
                     writer.write(rows, matrix[here])
                 elif kept.any():
                     writer.write(rows.filter(pa.array(kept)), matrix[here][kept])
+                let_go(matrix)
                 offset += rows.num_rows
         return writer.finish()
 
@@ -224,7 +218,8 @@ def child_batch(
     name = f"stage/{step.batch.number:05d}-{indices[0]}-{step.token}.arrow"
     write_stage(step.context.paths.work / name, items)
     rows = items["row"].to_numpy()
-    most, largest = bounds_of(items, step.context)
+    limits = step.context.provider.limits
+    most, largest = bounds_of(items, step.context.space, limits.max_item_tokens)
     bought, why = _bought_before(step, indices, in_vain)
     return NewBatch(
         kind=step.batch.kind,
@@ -324,16 +319,3 @@ def _discard(step: Step) -> None:
         log.info("batch %d stays at the provider for now: %s", batch.number, error)
     else:
         step.note(cleared_at=context.now())
-
-
-@contextmanager
-def gathered(work: Path, token: str, items: int, dims: int) -> Iterator[Matrix]:
-    """An empty `[items, dims]` matrix, in memory or, when large, in a mapped file."""
-    if items * dims * 4 <= MATRIX_IN_MEMORY_BYTES:
-        yield np.zeros((items, dims), dtype=np.float32)
-        return
-    path = work / f".vectors-{token}.f32"
-    try:
-        yield np.memmap(path, dtype=np.float32, mode="w+", shape=(items, dims))
-    finally:
-        path.unlink(missing_ok=True)

@@ -226,7 +226,7 @@ def bought_whole(step: Step) -> str | None:
     return "misaligned" if batch.state is BatchState.QUARANTINED else str(batch.error_code)
 
 
-def bounds_of(items: pa.Table, context: RunContext) -> tuple[int, int]:
+def bounds_of(items: pa.Table, space: Space, max_item_tokens: int) -> tuple[int, int]:
     """The most tokens that staged items can be billed: all together, and the largest of them.
 
     Items that are not sent have no text, and no bound.
@@ -234,8 +234,7 @@ def bounds_of(items: pa.Table, context: RunContext) -> tuple[int, int]:
     if "text" not in items.schema.names:
         return 0, 0
     sizes = pc.binary_length(items["text"]).to_numpy().astype(np.int64)
-    most = context.provider.limits.max_item_tokens
-    bounds = item_bounds(sizes, prompt_bytes(context.space), most)
+    bounds = item_bounds(sizes, prompt_bytes(space), max_item_tokens)
     return int(bounds.sum()), int(bounds.max(initial=0))
 
 

@@ -48,6 +48,8 @@ class FakeProvider:
     """
 
     dims: int = 8
+    model: str = "fake"
+    """Name of the model; that of a known one gives it a price."""
     limits: Limits = DEFAULT_LIMITS
     before_submit: Callable[[str], None] = lambda _label: None
     after_submit: Callable[[str], None] = lambda _label: None
@@ -70,7 +72,7 @@ class FakeProvider:
     @property
     def space(self) -> Space:
         """The fake engine's space."""
-        return Space(provider="fake", model="fake", dims=self.dims)
+        return Space(provider="fake", model=self.model, dims=self.dims)
 
     scope = "fake"
     """What shares one quota."""

@@ -1,0 +1,128 @@
+"""The ledger of all runs, for what happens outside of a batch's changes of state."""
+
+from dataclasses import replace
+
+from sqlalchemy import func, select, update
+
+from embatch.journal.database import Database
+from embatch.journal.ledger import (
+    close_abandoned,
+    committed,
+    reopen,
+    reserve,
+    settle,
+    settle_unseen,
+    something_moves,
+    void,
+    wake,
+)
+from embatch.journal.purchases import Bought, KindSums, LedgerLine, Purchase, PurchaseKind
+from embatch.journal.schema import ledger_table
+from embatch.journal.sums import sum_ledger
+
+
+class LedgerTable:
+    """The ledger of all runs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def reserve(self, *purchases: Purchase, now: float) -> None:
+        """Reserves purchases that go with no change of state; raises BudgetExceededError."""
+        with self._database.write() as connection:
+            reserve(connection, purchases, now)
+
+    def begin_call(self, purchase: Purchase, *, now: float) -> None:
+        """Reserves an interactive call; raises BudgetExceededError.
+
+        Calls of the same batch and kind that a killed process left open are settled at their
+        bounds first. Rows that they were to bring count as bought again, but for audits.
+        """
+        with self._database.write() as connection:
+            if purchase.batch_id is not None:
+                lost = close_abandoned(connection, purchase.batch_id, purchase.kind, now)
+                if lost and purchase.kind == "direct":
+                    again = min(lost, purchase.rows)
+                    purchase = replace(purchase, rows_again=again, again_why="lost_call")
+            reserve(connection, [purchase], now)
+
+    def settle(self, ref: str, bought: Bought, *, now: float) -> None:
+        """Settles a purchase outside of any change of state."""
+        with self._database.write() as connection:
+            settle(connection, ref, bought, now)
+
+    def void(self, ref: str, *, now: float) -> None:
+        """Strikes out a reservation outside of any change of state."""
+        with self._database.write() as connection:
+            void(connection, ref, now)
+
+    def settle_beside(self, label: str, rows: int, *, now: float) -> None:
+        """A job that its batch went on without has ended: `rows` of it were billed once more."""
+        table = ledger_table.c
+        with self._database.write() as connection:
+            if not rows:
+                void(connection, label, now)
+                settle(connection, label, Bought(rows=0, tokens=0), now)  # what was estimated
+                return
+            reopen(connection, label)
+            connection.execute(
+                update(ledger_table)
+                .where(table.ref == label, table.state == "reserved")
+                .values(
+                    rows=rows,
+                    rows_again=rows,
+                    again_why="late_twin",
+                    tokens_estimated=table.tokens_estimated * rows // table["rows"],
+                )
+            )
+            settle_unseen(connection, label, now)
+
+    def wake(self, run_id: str, *, now: float) -> None:
+        """Has batches that wait for money tried again: there may be more of it."""
+        with self._database.write() as connection:
+            wake(connection, run_id, now)
+
+    def may_free(self, run_id: str) -> bool:
+        """Something of the run is under way whose end may free money."""
+        with self._database.read() as connection:
+            return something_moves(connection, run_id)
+
+    def find(self, ref: str) -> LedgerLine | None:
+        """The line of a purchase, None when nothing was ever reserved under `ref`."""
+        with self._database.read() as connection:
+            row = (
+                connection.execute(select(ledger_table).where(ledger_table.c.ref == ref))
+                .mappings()
+                .one_or_none()
+            )
+        return None if row is None else LedgerLine(**row)
+
+    def lines(self, run_id: str) -> list[LedgerLine]:
+        """Every purchase of a run, void ones too, oldest first."""
+        table = ledger_table.c
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(ledger_table).where(table.run_id == run_id).order_by(table.at, table.ref)
+            ).mappings()
+            return [LedgerLine(**row) for row in rows]
+
+    def committed(self, run_id: str) -> tuple[float, float]:
+        """Dollars spent, and dollars that open purchases may come to."""
+        with self._database.read() as connection:
+            return committed(connection, run_id)
+
+    def sums(self, run_id: str) -> dict[PurchaseKind, KindSums]:
+        """What a run has bought, by kind; kinds of which nothing was bought are left out."""
+        with self._database.read() as connection:
+            return sum_ledger(connection, run_id)
+
+    def again(self, run_id: str) -> dict[str, int]:
+        """Rows that were billed more than once, by the reason."""
+        table = ledger_table.c
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(table.again_why, func.sum(table.rows_again))
+                .where(table.run_id == run_id, table.state == "settled", table.rows_again > 0)
+                .group_by(table.again_why)
+            )
+            return {str(why or "unknown"): int(count) for why, count in rows}
