@@ -17,6 +17,7 @@ from embatch.providers.base import Provider
 from embatch.providers.opening import open_provider
 from embatch.runs.config import RunConfig
 from embatch.runs.context import RunContext, no_checkpoint
+from embatch.runs.readers import Readers
 from embatch.types.embedding import Space
 from embatch.types.results import TextEngine
 
@@ -43,6 +44,7 @@ class Environment:
     _providers: dict[tuple[Any, ...], Provider] = field(default_factory=dict)
     _locks: dict[str, OutputLock] = field(default_factory=dict)
     _opening: threading.Lock = field(default_factory=threading.Lock)
+    _readers: Readers = field(default_factory=Readers)
 
     @classmethod
     def open(
@@ -117,6 +119,7 @@ class Environment:
             provider=provider,
             clock=self.hooks.clock,
             checkpoint=self.hooks.checkpoint,
+            readers=self._readers,
         )
 
     def _hold(self, paths: OutputPaths, run_id: str) -> None:
@@ -140,6 +143,7 @@ class Environment:
 
     def close_providers(self) -> None:
         """Ends what the providers do in this process; the journal stays open."""
+        self._readers.close()
         with self._opening:
             for provider in self._providers.values():
                 provider.close()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+import httpcore2
 import httpx2
 
 from embatch.errors import ConfigError, InputError, InvalidRequestError
@@ -20,10 +21,17 @@ CONNECT_TIMEOUT_S: Final = 15.0
 DEFAULT_TIMEOUT_S: Final = 120.0
 """Longest silence of a service that is taken for life."""
 
+LONG_BODY_BYTES: Final = 1 << 20
+"""A body of this size is read from the connection itself."""
+READ_BYTES: Final = 1 << 18
+"""Of a long body at once: it stays in the processor's cache."""
+
 _FAILURES: Final = (
     httpx2.HTTPError,
     httpx2.StreamError,
     httpx2.CookieConflict,
+    httpcore2.NetworkError,
+    httpcore2.TimeoutException,
 )
 _UNSENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 _MISTAKEN: Final = (httpx2.InvalidURL, httpx2.UnsupportedProtocol)
@@ -122,6 +130,8 @@ _WORDS: Final[Mapping[type[Exception], str]] = {
     httpx2.ReadError: "the connection broke while the answer was awaited",
     httpx2.WriteError: "the connection broke while sending",
     httpx2.RemoteProtocolError: "the connection closed before the answer was whole",
+    httpcore2.ReadTimeout: "no answer came in time",
+    httpcore2.ReadError: "the connection broke while the answer was awaited",
 }
 
 
@@ -144,6 +154,31 @@ async def _aparts(request: Request) -> tuple[dict[str, str], bytes | None]:
     if isinstance(request.body, FileSlice):
         return await asyncio.to_thread(_parts, request)
     return _parts(request)
+
+
+def _chunks(answer: httpx2.Response, timeout_s: float) -> Iterator[bytes]:
+    """The body in pieces.
+
+    The HTTP library copies a body several times, 64 KiB at once. Of a long one it gives what it
+    read together with the head; the rest comes from the connection, which is not used again.
+    """
+    size = answer.headers.get("content-length", "")
+    connection = answer.extensions.get("network_stream")
+    as_it_is = not {"content-encoding", "transfer-encoding"} & answer.headers.keys()
+    long = size.isdigit() and int(size) >= LONG_BODY_BYTES
+    if not (long and as_it_is and connection and answer.http_version == "HTTP/1.1"):
+        yield from answer.iter_bytes()
+        return
+    left = int(size)
+    parsed = answer.iter_raw()  # it closes the answer when it goes
+    chunk = next(parsed, b"")
+    while chunk:
+        yield chunk
+        left -= len(chunk)
+        if left <= 0:
+            return
+        chunk = connection.read(min(READ_BYTES, left), timeout=timeout_s)
+    raise httpx2.RemoteProtocolError("the connection closed before the answer was whole")
 
 
 class _WithoutUploads(logging.Filter):
@@ -183,6 +218,7 @@ class Transport(_Closable):
     ) -> None:
         _hush()
         self._client = httpx2.Client(timeout=_timeout(timeout_s), transport=inner)
+        self._timeout_s = timeout_s
 
     def send(self, request: Request) -> Response | Lost:
         """The whole answer to `request`."""
@@ -221,7 +257,7 @@ class Transport(_Closable):
             status=answer.status_code,
             headers=_headers(answer.headers),
             response=answer,
-            sync_chunks=answer.iter_bytes(),
+            sync_chunks=_chunks(answer, self._timeout_s),
         )
 
     def read(self, stream: Stream) -> bytes | Lost:

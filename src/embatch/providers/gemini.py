@@ -2,6 +2,7 @@
 
 import hashlib
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -16,7 +17,7 @@ from embatch.errors import (
     PermissionDeniedError,
     ProviderUnavailableError,
 )
-from embatch.providers.base import StagedItems
+from embatch.providers.base import OpenProvider, StagedItems
 from embatch.providers.clouds import Asked, CloudProvider, open_cloud
 from embatch.providers.limits import GEMINI
 from embatch.providers.request_file import request_file
@@ -38,8 +39,14 @@ class GeminiProvider(CloudProvider):
     name: ClassVar[str] = "gemini"
     unreadable: ClassVar[tuple[type[EmbatchError], ...]] = _GONE
 
-    def __init__(self, cloud: Gemini, asked: Asked, transport: Transport) -> None:
-        super().__init__(cloud, asked, transport)
+    def __init__(
+        self,
+        cloud: Gemini,
+        asked: Asked,
+        transport: Transport,
+        opener: OpenProvider | None = None,
+    ) -> None:
+        super().__init__(cloud, asked, transport, opener)
         self._gemini = cloud
 
     def upload(self, stage: StagedItems, label: str) -> str:
@@ -121,4 +128,12 @@ def open_gemini(
     cloud = open_cloud(Auth.GEMINI, settings=settings)
     if not isinstance(cloud, Gemini):
         raise TypeError("the Gemini API was asked for")
-    return GeminiProvider(cloud, asked, Transport())
+    opener = partial(
+        open_gemini,
+        model=model,
+        dims=dims,
+        task_type=task_type,
+        settle_s=settle_s,
+        settings=settings,
+    )
+    return GeminiProvider(cloud, asked, Transport(), opener)

@@ -97,6 +97,11 @@ class LocalProvider:
         """This machine: nothing is rationed here."""
         return "local"
 
+    @property
+    def opener(self) -> None:
+        """The service is in this process."""
+        return None
+
     def upload(self, stage: StagedItems, label: str) -> str:  # noqa: ARG002 - the port's signature
         """The stage's own path: there is nothing to send."""
         return str(stage.path)

@@ -1,6 +1,7 @@
 """Vertex AI as a provider: rows through Cloud Storage, jobs as batchPredictionJobs."""
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from embatch.client import objects
@@ -9,7 +10,7 @@ from embatch.client.open import DEFAULT_MODEL, Auth
 from embatch.client.vertex import Vertex
 from embatch.config import CloudSettings
 from embatch.errors import EmbatchError, NotFoundError
-from embatch.providers.base import RemoteBatch, StagedItems, label_hash
+from embatch.providers.base import OpenProvider, RemoteBatch, StagedItems, label_hash
 from embatch.providers.clouds import Asked, CloudProvider, open_cloud
 from embatch.providers.limits import service_limits
 from embatch.providers.request_file import request_file
@@ -25,8 +26,14 @@ class VertexProvider(CloudProvider):
     name: ClassVar[str] = "vertex"
     unreadable: ClassVar[tuple[type[EmbatchError], ...]] = (NotFoundError,)
 
-    def __init__(self, cloud: Vertex, asked: Asked, transport: Transport) -> None:
-        super().__init__(cloud, asked, transport)
+    def __init__(
+        self,
+        cloud: Vertex,
+        asked: Asked,
+        transport: Transport,
+        opener: OpenProvider | None = None,
+    ) -> None:
+        super().__init__(cloud, asked, transport, opener)
         self._vertex = cloud
 
     def upload(self, stage: StagedItems, label: str) -> str:
@@ -89,4 +96,13 @@ def open_vertex(
     cloud = open_cloud(Auth.VERTEX_AI, staging=staging, settings=settings, credentials=credentials)
     if not isinstance(cloud, Vertex):
         raise TypeError("Vertex AI was asked for")
-    return VertexProvider(cloud, asked, Transport())
+    opener = partial(
+        open_vertex,
+        model=model,
+        dims=dims,
+        task_type=task_type,
+        settle_s=settle_s,
+        staging=staging,
+        settings=settings,
+    )
+    return VertexProvider(cloud, asked, Transport(), opener if credentials is None else None)

@@ -10,6 +10,7 @@ from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.providers.base import Provider
 from embatch.runs.config import RunConfig
+from embatch.runs.readers import Readers
 from embatch.types.embedding import Space
 
 
@@ -31,6 +32,8 @@ class RunContext:
     """Seconds since 1970; leases alone use the database's clock."""
     chance: random.Random = field(default_factory=random.Random)
     checkpoint: Callable[[str], None] = no_checkpoint
+    readers: Readers | None = None
+    """Processes that read results beside this one."""
 
     def now(self) -> float:
         """Seconds since 1970."""

@@ -11,7 +11,8 @@ from embatch.datasets.parts import part_rows, part_vectors_at
 from embatch.datasets.stage import StageFile
 from embatch.errors import StorageError
 from embatch.journal.records import Failure
-from embatch.runs.collect import finish_part, gathered
+from embatch.runs.collect import finish_part
+from embatch.runs.gathered import gathered
 from embatch.runs.outcomes import After, Now, Outcome
 from embatch.runs.reuse import reused_files
 from embatch.runs.step import Step

@@ -18,9 +18,10 @@ import pyarrow as pa
 from embatch.datasets.durable import write_whole
 from embatch.errors import InvalidRequestError
 from embatch.providers.base import label_hash, wire_key
-from embatch.runs.collect import finish_part, gathered
+from embatch.runs.collect import finish_part
 from embatch.runs.context import RunContext
 from embatch.runs.cost import CALL_TEXTS, embed_now, price_of
+from embatch.runs.gathered import gathered
 from embatch.runs.outcomes import Outcome
 from embatch.runs.step import Step
 from embatch.runs.verify import Join

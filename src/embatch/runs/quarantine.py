@@ -15,10 +15,10 @@ from embatch.runs.collect import (
     MAX_ATTEMPTS,
     child_batch,
     clear_away,
-    gathered,
-    read_results,
     write_proven,
 )
+from embatch.runs.gathered import gathered
+from embatch.runs.joining import read_results
 from embatch.runs.outcomes import Done, Now, Outcome, Stuck
 from embatch.runs.sampling import RAISED_ROWS
 from embatch.runs.step import Step
