@@ -1,7 +1,18 @@
 """Draws the pages that come from the code: `make docs`."""
 
+import re
 from pathlib import Path
 
+import numpy as np
+
+from embatch.runs.config import DEFAULT_AUDIT
+from embatch.runs.sampling import (
+    RAISED_ROWS,
+    chance_in_a_run,
+    chance_of_catching,
+    drawn,
+    rows_to_audit,
+)
 from embatch.types.state import (
     BATCH_TRANSITIONS,
     FINAL_RUN_STATES,
@@ -11,6 +22,10 @@ from embatch.types.state import (
 )
 
 STATES = Path(__file__).with_name("states.md")
+ALIGNMENT = Path(__file__).with_name("alignment.md")
+SHARES = (0.02, 0.10, 0.60)
+"""Of a batch's rows that stand on the wrong texts."""
+SIMULATED = 2_000
 
 
 def states_page() -> str:
@@ -52,5 +67,58 @@ def _table(pairs: dict[tuple[str, str], str]) -> list[str]:
     return ["| from | event | to |", "|---|---|---|", *rows]
 
 
+def alignment_page(page: str) -> str:
+    """The page with its tables of chances as they are computed and simulated now."""
+    for name, lines in (("batches", _chances_of_batches()), ("runs", _chances_of_runs())):
+        mark = f"<!-- drawn by make docs: {name} -->"
+        table = "\n".join([mark, *lines, "<!-- end -->"])
+        page = re.sub(rf"{re.escape(mark)}.*?<!-- end -->", table, page, count=1, flags=re.DOTALL)
+    return page
+
+
+def _chances_of_batches() -> list[str]:
+    sizes = [(rows, None) for rows in (250, 800, 5_000, 50_000)] + [(5_000, RAISED_ROWS)]
+    lines = []
+    for rows, raised in sizes:
+        sample = rows_to_audit(DEFAULT_AUDIT, rows, raised=raised)
+        cells = [_chance(rows, round(rows * share), sample) for share in SHARES]
+        after = ", after a mismatch" if raised else ""
+        lines.append(f"| {rows:,}{after} | {sample} | {' | '.join(cells)} |")
+    shares = " | ".join(f"{share:.0%} wrong" for share in SHARES)
+    return [f"| rows of the batch | audited | {shares} |", "|---|---|---|---|---|", *lines]
+
+
+def _chance(rows: int, wrong: int, sample: int) -> str:
+    computed = chance_of_catching(rows=rows, wrong=wrong, sample=sample)
+    everything = np.arange(rows)
+    caught = sum(
+        bool((drawn(f"batch {number}", everything, sample) < wrong).any())
+        for number in range(SIMULATED)
+    )
+    return f"{_percent(computed)} / {_percent(caught / SIMULATED)}"
+
+
+def _percent(chance: float) -> str:
+    """No chance below 1 is shown as certain."""
+    return "> 99.9%" if 0.999 < chance < 1.0 else f"{chance:.1%}"
+
+
+def _chances_of_runs() -> list[str]:
+    rows = 5_000
+    sample = rows_to_audit(DEFAULT_AUDIT, rows)
+    lines = []
+    for batches in (1, 5, 20, 100):
+        cells = [
+            chance_in_a_run(
+                chance_of_catching(rows=rows, wrong=round(rows * share), sample=sample), batches
+            )
+            for share in SHARES
+        ]
+        lines.append(f"| {batches} | {' | '.join(map(_percent, cells))} |")
+    shares = " | ".join(f"{share:.0%} wrong in each" for share in SHARES)
+    return [f"| misaligned batches of {rows:,} rows | {shares} |", "|---|---|---|---|", *lines]
+
+
 if __name__ == "__main__":
     STATES.write_text(states_page(), encoding="utf-8")
+    ALIGNMENT.write_text(alignment_page(ALIGNMENT.read_text(encoding="utf-8")), encoding="utf-8")
