@@ -513,6 +513,19 @@ def test_fewer_vectors_than_texts_are_no_vectors(cloud: Any) -> None:
         cloud.provider.embed(TEXTS[:5])
 
 
+def test_a_call_at_once_is_billed_no_oftener_than_its_caller_knows(cloud: Any) -> None:
+    """An answer that is lost is an error, not another purchase; a query is asked again."""
+    cloud.fault("reset_after", times=1, match={"path": "*mbed*"})
+    with pytest.raises(ProviderUnavailableError):
+        cloud.provider.embed(TEXTS[:1])
+    assert cloud.cloud.bill().interactive_rows == 1
+    cloud.provider.embed(TEXTS[:1])
+    assert cloud.cloud.bill().interactive_rows == 2
+    cloud.fault("server_error", times=1, match={"path": "*mbed*"})
+    cloud.provider.embed(TEXTS[:1], query=True)
+    assert cloud.cloud.bill().interactive_rows == 3
+
+
 # What is left.
 
 

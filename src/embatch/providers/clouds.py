@@ -297,11 +297,15 @@ class CloudProvider:
                 raise
 
     def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
-        """Vectors of a few texts now, at the interactive price. Tokens are -1 where unknown."""
-        options = self._options
+        """Vectors of a few texts now, at the interactive price. Tokens are -1 where unknown.
+
+        A query is asked again when the service fails; other calls are tried once, since each try
+        may be billed: the caller knows what it has paid for.
+        """
+        options, cloud = self._options, self._cloud if query else self._once
         if query and options.task is not None:
             options = replace(options, task=QUERY_TASKS.get(options.task, options.task))
-        found = drive(self._cloud.embed(list(texts), options), self._performer)
+        found = drive(cloud.embed(list(texts), options), self._performer)
         matrix = np.empty((len(found), self._dims), dtype=np.float32)
         for place, embedding in enumerate(found):
             matrix[place] = embedding.values
