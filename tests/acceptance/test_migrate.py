@@ -127,6 +127,19 @@ def test_a_source_that_changed_is_refused(shell) -> None:
     check_moved(shell.folder / "kept")
 
 
+def test_another_source_is_compared_with_what_was_embedded(shell) -> None:
+    """Texts that the output never saw are counted; a file without any of its texts is refused."""
+    embed_old(shell)
+    rows = [{"id": f"k{n}", "body": text_of(n), "n": n} for n in range(100, ROWS + 10)]
+    shell.write_rows("later.jsonl", rows)
+    shell.write_rows("wrong.jsonl", [{"id": "k", "body": "something else", "n": 0}])
+    line = ["migrate", "old", "-o", "new", "--model", OTHER, "--dry-run", "--source"]
+    assert "old embedded 20 of these 30 texts" in shell.type(*line, "later.jsonl").err
+    refused = shell.type(*line, "wrong.jsonl")
+    assert refused.code == 2
+    assert "check --source" in refused.err
+
+
 @pytest.mark.parametrize("old", ["old.parquet", "old.npy"])
 def test_kept_texts_of_one_file_move_too(shell, old: str) -> None:
     """The texts of a single file, or of the keys beside a matrix."""

@@ -105,6 +105,7 @@ def migrate(
         _require_another(environment, move, wanted, old_out, out)
         begun = OutputPaths.for_out(str(out)).manifest.exists()
         if dry_run or not begun:
+            _compare(session, move, old_out)
             quoted = _quote(session, move, wanted, out, shown=dry_run or not as_json)
             if dry_run:
                 return
@@ -146,6 +147,21 @@ def _require_another(
         settle_s=wanted["settle_s"],
     )
     require_another(move.space, environment.provider(config).space, old_out)
+
+
+def _compare(session: Session, move: "Move", old_out: str) -> None:
+    """Says how far other inputs hold the texts of the output that is moved."""
+    from embatch.runs.migrate import count_shared
+
+    if not move.elsewhere:
+        return
+    with session.busy("comparing the texts"):
+        texts, shared = count_shared(move, old_out)
+    if shared < texts:
+        session.note(
+            f"{old_out} embedded {figures.count(shared)} of these {figures.counted(texts, 'text')}",
+            style="yellow",
+        )
 
 
 def _quote(

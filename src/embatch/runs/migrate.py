@@ -1,14 +1,18 @@
 """The move of an output to another model: which texts are embedded again, and as what."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from embatch.datasets.digests import read_digest
 from embatch.datasets.inputs import InputIdentity, classify, same
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
+from embatch.datasets.source import open_source
 from embatch.errors import InputError, InvalidRequestError
 from embatch.runs.outputs import load_manifest, output_files
+from embatch.runs.reuse import old_records
 from embatch.types.embedding import Space
 
 
@@ -24,6 +28,8 @@ class Move:
     """Of the vectors there."""
     left_out: int = 0
     """Rows of the earlier run that failed and whose texts are not among the inputs."""
+    elsewhere: bool = False
+    """The inputs are other files than those of the earlier run."""
 
 
 def plan_move(old_out: str, source: Sequence[str] = ()) -> Move:
@@ -37,6 +43,8 @@ def plan_move(old_out: str, source: Sequence[str] = ()) -> Move:
     manifest = load_manifest(paths)
     if [Path(name).absolute() for name in source] == [paths.out]:
         return _from_kept_texts(old_out, paths, manifest)
+    if "-" in source:
+        raise InvalidRequestError("--source - can be read once only: save the data as a file")
     if not source:
         _require_unchanged(old_out, manifest)
     return Move(
@@ -45,7 +53,25 @@ def plan_move(old_out: str, source: Sequence[str] = ()) -> Move:
         key=manifest.key_column,
         keep=manifest.keep_columns,
         space=manifest.space,
+        elsewhere=bool(source),
     )
+
+
+def count_shared(move: Move, old_out: str) -> tuple[int, int]:
+    """Rows of the move's inputs that have a text, and those of them whose text `old_out` embedded.
+
+    Reads the inputs once, in constant memory. Raises DuplicateKeyError as a run does, and
+    InvalidRequestError when no text is the same: the inputs are others than meant.
+    """
+    source = open_source(move.inputs, text=move.text, key=move.key, keep=move.keep)
+    with tempfile.TemporaryDirectory(prefix="embatch-migrate-") as scratch:
+        digest = read_digest(source, Path(scratch) / "digest", reuse=old_records(old_out))
+    texts, shared = digest.rows - digest.empty, digest.reused_rows
+    if texts and not shared:
+        raise InvalidRequestError(
+            f"{old_out} embedded none of the {texts:,} texts of {move.inputs[0]}: check --source"
+        )
+    return texts, shared
 
 
 def require_another(old: Space, new: Space, old_out: str) -> None:
