@@ -64,7 +64,7 @@ def examine(wanted: Examined, hooks: "Hooks | None") -> list[Finding]:
             Look(what="python", take=lambda: f"{platform.python_version()}, embatch {__version__}"),
             *_looks_at(name, wanted, settings.model, settings.home, hooks, stack),
             Look(what="journal", take=lambda: _look_at_journal(settings.journal)),
-            Look(what="disk", take=lambda: _look_at_disk(settings.home)),
+            Look(what="disk", take=lambda: _look_at_disk(settings.home, Path.cwd())),
         ]
         return take_looks(looks)
 
@@ -194,11 +194,15 @@ def _look_at_journal(url: str) -> str:
         journal.close()
 
 
-def _look_at_disk(home: Path) -> str:
-    free = free_bytes(home)
-    if free < FREE_BYTES:
-        raise EmbatchError(
-            f"{figures.size(free)} free in {home}: free some space, "
-            "or set EMBATCH_HOME to a larger disk"
-        )
-    return f"{figures.size(free)} free in {home}"
+def _look_at_disk(*places: Path) -> str:
+    """Free space where the journal is, and where outputs go when nothing else is said."""
+    found = []
+    for place in dict.fromkeys(places):
+        free = free_bytes(place)
+        if free < FREE_BYTES:
+            raise EmbatchError(
+                f"{figures.size(free)} free in {place}: free some space, work elsewhere, "
+                "or set EMBATCH_HOME to a larger disk"
+            )
+        found.append(f"{figures.size(free)} free in {place}")
+    return ", ".join(found)
