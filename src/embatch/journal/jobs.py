@@ -90,6 +90,8 @@ def record_job(
         "remote_name": after.remote_name,
         "ended_at": None if mark in ("submitting", "running") else now,
     }
+    if event is _E.TWIN_ADOPTED and _is_absent(connection, label):
+        count_twin(connection, after.run_id)
     if event is not _E.SUBMIT_INTENDED:
         connection.execute(update(jobs_table).where(table.label == label).values(**values))
         if mark in ("ended", "absent"):
@@ -166,10 +168,15 @@ class JobTable:
             rows = connection.execute(query.order_by(table.intended_at)).mappings()
             return [JobRecord(**row) for row in rows]
 
-    def turned_up(self, job: JobRecord, name: str, state: JobMark, *, now: float) -> None:
-        """A job that was held absent is there after all, and counts in its run from now on."""
+    def turned_up(self, job: JobRecord, name: str, state: JobMark, *, now: float) -> bool:
+        """A job that was held absent is there after all, and counts in its run from now on.
+
+        Gives whether it was held absent still: its batch may have taken it over by now.
+        """
         with self._database.write() as connection:
-            _mark(connection, job.label, state, now, {"remote_name": name})
+            facts = {"remote_name": name}
+            if not _mark(connection, job.label, state, now, facts, expected="absent"):
+                return False
             reopen(connection, job.label)
             count_twin(connection, job.run_id)
             record_event(
@@ -180,21 +187,17 @@ class JobTable:
                 kind="twin_found",
                 data={"label": job.label, "remote_name": name},
             )
+        return True
 
     def mark(self, label: str, state: JobMark, *, now: float, **facts: str) -> None:
         """Notes what was learned of a job outside its batch's steps."""
         with self._database.write() as connection:
             _mark(connection, label, state, now, facts)
 
-    def release(self, scope: str) -> int:
-        """Cancelled jobs of `scope` are proven not to count any more. Gives how many."""
-        table = jobs_table.c
-        with self._database.write() as connection:
-            return connection.execute(
-                update(jobs_table)
-                .where(table.scope == scope, table.state == "cancelled", table.occupies)
-                .values(occupies=False)
-            ).rowcount
+
+def _is_absent(connection: Connection, label: str) -> bool:
+    state = connection.execute(select(jobs_table.c.state).where(jobs_table.c.label == label))
+    return state.scalar() == "absent"
 
 
 def count_twin(connection: Connection, run_id: str) -> None:
@@ -205,11 +208,20 @@ def count_twin(connection: Connection, run_id: str) -> None:
 
 
 def _mark(
-    connection: Connection, label: str, state: JobMark, now: float, facts: Mapping[str, str]
-) -> None:
-    connection.execute(
+    connection: Connection,
+    label: str,
+    state: JobMark,
+    now: float,
+    facts: Mapping[str, str],
+    *,
+    expected: JobMark | None = None,
+) -> bool:
+    there = [jobs_table.c.label == label]
+    if expected is not None:
+        there.append(jobs_table.c.state == expected)
+    changed = connection.execute(
         update(jobs_table)
-        .where(jobs_table.c.label == label)
+        .where(*there)
         .values(
             state=state,
             occupies=state in OCCUPYING,
@@ -217,6 +229,7 @@ def _mark(
             **facts,
         )
     )
+    return changed.rowcount == 1
 
 
 def occupying(connection: Connection, scope: str) -> tuple[int, int]:

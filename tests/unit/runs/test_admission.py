@@ -10,6 +10,7 @@ import pytest
 from replaying import Replay, Replays, failing
 
 from embatch.errors import RateLimitError
+from embatch.execution.threads import ThreadExecutor
 from embatch.runs import admission, quota
 from embatch.runs.end import cancel_run
 from embatch.runs.outcomes import After, Done
@@ -214,6 +215,34 @@ def test_a_person_who_resumes_is_tried_at_once(parked: Replay) -> None:
     assert len(parked.provider.submitted) == 2
     parked.work()
     parked.assert_right()
+
+
+def test_an_executor_parks_a_run_and_wakes_it(replay: Replays) -> None:
+    """Of itself: it polls on, and sends the rest at the time it said."""
+    run = replay(FakeProvider(), [f"text {n}" for n in range(24)])
+    day = RateLimitError("429", per_day=True)
+    spent: list[float] = []
+
+    def check(_: str) -> None:
+        if len(run.provider.submitted) == 1 and run.clock() < quota.day_turns(began, None):
+            spent.append(run.clock())
+            raise day
+
+    def over() -> bool:
+        record = run.context.run()
+        run.clock.advance(1.0)
+        if record.state is RunState.PARKED and states(run)[BatchState.PUBLISHED] == 1:
+            run.clock.advance(float(record.resume_at) - run.clock())
+        return record.state is RunState.COMPLETED
+
+    began = run.clock()
+    run.provider.before_submit = check
+    executor = ThreadExecutor(run.journal, lambda _: run.context, clock=run.clock, threads=1)
+    executor.work([run.context.run_id], until=over, poll_s=0.02, timeout_s=60)
+    assert len(spent) == 1
+    kinds = [event.kind for event in run.journal.events(run.context.run_id)]
+    assert (kinds.count("parked"), kinds.count("resumed"), kinds.count("completed")) == (1, 1, 1)
+    run.assert_right()
 
 
 def test_a_batch_that_is_refused_even_alone_goes_on_in_halves(replay: Replays) -> None:
