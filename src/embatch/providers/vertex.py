@@ -57,18 +57,24 @@ class VertexProvider(CloudProvider):
         return super().submit(input_ref, label, items=items, priority=0)
 
     def discard(self, name: str | None, input_ref: str | None) -> None:
-        """Deletes the job, and all that its folder holds: input and results."""
+        """Deletes the job, and all that its folder holds: input and results.
+
+        Without a name the input alone: a job that nobody has found may have results there.
+        """
+        if name is None:
+            if input_ref is not None:
+                drive(objects.delete(self._vertex.open_storage(), input_ref), self._performer)
+            return
         folders = {_folder_of(input_ref)} if input_ref is not None else set()
-        if name is not None:
-            with suppress(NotFoundError):
-                job = drive(self._vertex.get(name), self._performer)
-                own = label_hash(job.label)
-                output = job.output.directory if job.output is not None else None
-                for place in (job.input_config.file, output):
-                    if place is not None and f"/{own}/" in place:
-                        folders.add(f"{place.partition(f'/{own}/')[0]}/{own}/")
-                drive(self._vertex.delete(name), self._performer)
-            self.forget(name)
+        with suppress(NotFoundError):
+            job = drive(self._vertex.get(name), self._performer)
+            own = label_hash(job.label)
+            output = job.output.directory if job.output is not None else None
+            for place in (job.input_config.file, output):
+                if place is not None and f"/{own}/" in place:
+                    folders.add(f"{place.partition(f'/{own}/')[0]}/{own}/")
+            drive(self._vertex.delete(name), self._performer)
+        self.forget(name)
         for folder in sorted(folders):
             drive(objects.clear(self._vertex.open_storage(), folder), self._performer)
 

@@ -1,7 +1,7 @@
 """What batches will not bring before the deadline is embedded at once, at the interactive price.
 
 A batch that is not submitted leaves the queue and is embedded call by call. What each call brought
-is on disk before the next one: a crash buys one call again at most.
+is on disk before the next one: a crash buys again no more than the call that was under way.
 """
 
 import json

@@ -8,7 +8,7 @@ import logging
 from typing import Final
 
 from embatch.errors import EmbatchError, NotFoundError, ProviderUnavailableError, RateLimitError
-from embatch.journal.jobs import JobRecord, count_twin
+from embatch.journal.jobs import JobRecord
 from embatch.providers.base import Provider, RemoteJob
 from embatch.runs.context import RunContext
 from embatch.runs.step import Step
@@ -64,7 +64,6 @@ def take_over(step: Step, job: JobRecord, name: str) -> None:
         remote_state=None,
         polls=0,
         absences=0,
-        also=[] if job.state == "running" else [lambda it: count_twin(it, batch.run_id)],
     )
     context.checkpoint("twin.adopted")
     if batch.input_ref is not None and job.label != batch.label:
@@ -95,6 +94,8 @@ def _look_after(context: RunContext, job: JobRecord, remote: RemoteJob) -> float
         return now  # the batch takes it over before it is sent again
     if batch.state is BatchState.SUBMITTING:
         return now  # its own creation is in doubt: that is settled first
+    if job.state != "stray" and batch.label == job.label:
+        return now  # its batch has taken it over by now
     since = now if job.state != "stray" or job.ended_at is None else job.ended_at
     if job.state == "absent":
         log.warning(
@@ -102,7 +103,8 @@ def _look_after(context: RunContext, job: JobRecord, remote: RemoteJob) -> float
             batch.number,
             remote.name,
         )
-        context.journal.jobs.turned_up(job, remote.name, "stray", now=now)
+        if not context.journal.jobs.turned_up(job, remote.name, "stray", now=now):
+            return now
         context.checkpoint("twin.found")
     elif job.state == "running":
         context.journal.jobs.mark(job.label, "stray", now=now)
