@@ -95,12 +95,12 @@ def _chance(rows: int, wrong: int, sample: int) -> str:
         bool((drawn(f"batch {number}", everything, sample) < wrong).any())
         for number in range(SIMULATED)
     )
-    return f"{_percent(computed)} / {_percent(caught / SIMULATED)}"
+    return f"{_percent(computed)} / {caught / SIMULATED:.1%}"
 
 
 def _percent(chance: float) -> str:
-    """No chance below 1 is shown as certain."""
-    return "> 99.9%" if 0.999 < chance < 1.0 else f"{chance:.1%}"
+    """A sample is never certain to hold a wrong row, however near a figure comes to it."""
+    return "> 99.9%" if chance > 0.999 else f"{chance:.1%}"
 
 
 def _chances_of_runs() -> list[str]:

@@ -1,7 +1,7 @@
 """What becomes of a quarantined batch: freed by an audit, bought again, or left to a person."""
 
 from embatch.datasets.parts import part_name
-from embatch.errors import AlignmentError
+from embatch.errors import AlignmentError, NotFoundError
 from embatch.runs.audit import (
     MISALIGNED,
     UNKNOWN_KEYS,
@@ -75,7 +75,7 @@ def _freed(step: Step) -> Outcome:
     with gathered(context.paths.work, step.token, batch.items, context.space.dims) as matrix:
         try:
             joined = read_results(step, matrix)
-        except AlignmentError as error:
+        except (AlignmentError, NotFoundError) as error:
             step.note(error=str(error), error_code=MISALIGNED)
             return Now()
         found = audit_results(step, matrix, joined.errors, least_rows=RAISED_ROWS)

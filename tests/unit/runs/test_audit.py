@@ -15,6 +15,7 @@ from embatch.errors import (
 )
 from embatch.runs.audit_notes import Audit, AuditNotes
 from embatch.runs.outcomes import After, Stuck
+from embatch.runs.sampling import drawn
 from embatch.testing.provider import FakeProvider, Job
 from embatch.types.results import ResultBlock
 from embatch.types.state import BatchState
@@ -52,6 +53,27 @@ def unknown(key: str) -> Hook:
                 vectors=np.concatenate([block.vectors, block.vectors[:1]]),
             )
         ]
+
+    return spoil
+
+
+def slipping(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+    """Two vectors of a batch of eight change places, where the sample of two does not look."""
+    sample = drawn(f"{job.label}/2", np.arange(8), 2)
+    one, other = np.setdiff1d(np.arange(8), sample)[:2]
+    (block,) = blocks
+    order = np.arange(8)
+    order[[one, other]] = [other, one]
+    return [replace(block, vectors=block.vectors[order])]
+
+
+def first_slips_second_is_found(run: Callable[[], Replay]) -> Hook:
+    """The first job slips through, the second is all wrong, the others are right."""
+
+    def spoil(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        hooks: list[Hook] = [slipping, swapping()]
+        number = run().provider.submitted.index(job.label)
+        return hooks[number](job, blocks) if number < len(hooks) else blocks
 
     return spoil
 
@@ -94,69 +116,52 @@ def test_a_mismatch_audits_the_published_batches_again_and_takes_bad_ones_back(
 ) -> None:
     """The first batch slipped through the small sample; the second one's mismatch finds it."""
     texts = [f"text {n}" for n in range(16)]
-    provider = FakeProvider(on_results=lambda job, blocks: spoil(job, blocks))
-    run = replay(provider, texts)
-    first = run.journal.batches.get(1)
-    passed: list[int] = []
-
-    def spoil(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
-        if job.label == provider.submitted[0]:  # two rows that the sample does not hold
-            sample = sampled(job.label)
-            low, high = [row for row in range(8) if row not in sample][:2]
-            passed.extend([low, high])
-            (block,) = blocks
-            order = np.arange(8)
-            order[[low, high]] = [high, low]
-            return [replace(block, vectors=block.vectors[order])]
-        return swapping(1.0, jobs=2)(job, blocks) if job.label == provider.submitted[1] else blocks
-
-    def sampled(label: str) -> set[int]:
-        from embatch.runs.sampling import drawn
-
-        return set(drawn(f"{label}/2", np.arange(8), 2).tolist())
-
-    published: list[dict[int, np.ndarray]] = []
-    run.context = replace(
-        run.context,
-        checkpoint=lambda name: (
-            published.append(run.written()) if name == "batch.quarantined" else None
-        ),
-    )
+    run = replay(FakeProvider(on_results=first_slips_second_is_found(lambda: run)), texts)
     run.work()
     run.assert_right()
-    assert passed
+    events = run.journal.events(run.context.run_id, limit=10_000)
+    moves = [(event.source, event.target) for event in events]
+    assert ("published", "quarantined") in moves
     assert quarantines(run) == 2
-    assert run.journal.batches.get(first.id).state is BatchState.SPLIT
-    assert run.provider.rows_bought.count("text 0") == 2
+    assert sorted(run.provider.rows_bought) == sorted(2 * texts)
+    assert run.context.run().audit_rows == 200
 
 
 def test_copies_of_a_vector_that_is_taken_back_are_written_anew(replay: Replays) -> None:
-    """A row whose text stands twice took over the wrong vector, and loses it again."""
-    texts = [f"text {n}" for n in range(8)] + ["text 0"] + [f"more {n}" for n in range(8)]
-    provider = FakeProvider(on_results=lambda job, blocks: spoil(job, blocks))
+    """Rows whose texts stand twice took over wrong vectors, and lose them again."""
+    texts = [f"text {n}" for n in range(8)] * 2 + [f"more {n}" for n in range(8)]
+    provider = FakeProvider(on_results=first_slips_second_is_found(lambda: run))
     run = replay(provider.limited(max_in_flight_batches=1), texts)
-
-    def spoil(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
-        number = provider.submitted.index(job.label)
-        if number == 0:
-            return missed(job, blocks)
-        return swapping(1.0)(job, blocks) if number == 1 else blocks
-
-    def missed(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
-        from embatch.runs.sampling import drawn
-
-        sample = set(drawn(f"{job.label}/2", np.arange(8), 2).tolist())
-        assert 0 not in sample, "another seed: row 0 must slip through"
-        other = next(row for row in range(1, 8) if row not in sample)
-        (block,) = blocks
-        order = np.arange(8)
-        order[[0, other]] = [other, 0]
-        return [replace(block, vectors=block.vectors[order])]
-
     run.work()
     run.assert_right()
     events = run.journal.events(run.context.run_id, limit=10_000)
     assert "owners_withdrawn" in {event.kind for event in events}
+
+
+@pytest.mark.parametrize(("audit", "kept"), [(8, 2), ("all", 0), ("off", 0)])
+def test_texts_stay_while_they_may_be_audited_again(
+    replay: Replays, audit: object, kept: int
+) -> None:
+    """The stages of published batches, where samples were compared."""
+    run = replay(FakeProvider(), audit=audit)
+    run.work()
+    assert len(list((run.context.paths.work / "stage").glob("*.arrow"))) == kept
+
+
+def test_a_batch_whose_texts_are_gone_is_not_audited_again_and_that_is_said(
+    replay: Replays, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run was finished once, and a retry of its failed rows finds a mismatch."""
+    run = replay(FakeProvider(on_results=first_slips_second_is_found(lambda: run)))
+    while BatchState.PUBLISHED not in run.states():
+        if run.step() is None:
+            run.clock.advance(1.0)
+    (first,) = run.journal.batches.walk(run.context.run_id, states=[BatchState.PUBLISHED])
+    (run.context.paths.work / str(first.stage)).unlink()
+    run.work()
+    assert "is not audited again" in caplog.text
+    kinds = [event.kind for event in run.journal.events(run.context.run_id, limit=10_000)]
+    assert kinds.count("audit_impossible") == 1
 
 
 def test_a_batch_that_is_misaligned_again_and_again_calls_a_person(replay: Replays) -> None:

@@ -1,7 +1,6 @@
 """How many rows are audited, which, and how likely that is to find what is wrong."""
 
 import math
-import random
 
 import numpy as np
 import pytest
@@ -66,7 +65,7 @@ def test_every_row_is_as_likely_as_any_other() -> None:
     assert np.abs(hits - expected).max() < 5 * math.sqrt(expected)
 
 
-@pytest.mark.parametrize("rows", [200, 800, 5_000, 50_000])
+@pytest.mark.parametrize("rows", [200, 800, 20_000])
 @pytest.mark.parametrize("share", [0.02, 0.10, 0.60])
 @pytest.mark.parametrize("raised", [None, RAISED_ROWS])
 def test_the_chance_computed_is_the_chance_seen(
@@ -77,11 +76,11 @@ def test_the_chance_computed_is_the_chance_seen(
     computed = chance_of_catching(rows=rows, wrong=wrong, sample=sample)
     exact = 1 - math.comb(rows - wrong, sample) / math.comb(rows, sample)
     assert computed == pytest.approx(exact, abs=1e-12)
-    chance, times = random.Random(f"{rows} {share} {raised}"), SIMULATED // 4
-    caught = 0
+    chance, times = np.random.default_rng([rows, wrong, sample]), SIMULATED // 4
+    everything, caught = np.arange(rows), 0
     for label in range(times):
-        bad = np.array(chance.sample(range(rows), wrong))
-        caught += bool(np.isin(drawn(f"label {label}", np.arange(rows), sample), bad).any())
+        misaligned = chance.permutation(rows) < wrong
+        caught += bool(misaligned[drawn(f"label {label}", everything, sample)].any())
     spread = math.sqrt(max(computed * (1 - computed), 1 / times) / times)
     assert abs(caught / times - computed) < 5 * spread
 
