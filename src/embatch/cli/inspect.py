@@ -96,6 +96,11 @@ def status(
 
     session.out.print(draw_panel(found, now=now, width=min(session.out.width, MAX_WIDTH)))
     session.say(f"output  {found.out}")
+    for words in list(found.blocked.values())[1:]:
+        session.say(f"waits   {words}", style="yellow")
+    if found.twins:
+        jobs = figures.counted(found.twins, "job")
+        session.say(f"twins   {jobs} turned up that had been held absent")
     for name, value in found.tags.items():
         session.say(f"tag     {name}={value}")
 
