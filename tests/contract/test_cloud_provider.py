@@ -553,6 +553,33 @@ def test_discarding_a_running_batch_stops_it_first(cloud: Any, stage: Any) -> No
     assert cloud.left() == []
 
 
+def test_an_input_goes_without_the_results_beside_it(cloud: Any, stage: Any, ended: Any) -> None:
+    """A job that nobody has found may turn up late: what it wrote must still be there."""
+    ref = uploaded(cloud, stage)
+    name = cloud.provider.submit(ref, LABEL, items=len(TEXTS), priority=0).name
+    ended(name)
+    cloud.provider.discard(None, ref)
+    assert_right(cloud, name)
+
+
+def test_a_status_bears_the_label_and_the_end(cloud: Any, stage: Any, ended: Any) -> None:
+    """What a person names is checked by it, and results are known to last so long."""
+    name = submitted(cloud, stage)
+    before = cloud.provider.poll(name)
+    assert before.label == LABEL
+    status = ended(name)
+    assert status.label == LABEL
+    assert status.ended_at == pytest.approx(cloud.cloud.now(), abs=60.0)
+    assert not status.quota
+
+
+def test_a_job_that_failed_for_quota_says_so(cloud: Any, stage: Any, ended: Any) -> None:
+    """It is no fault of its rows: it costs no attempt."""
+    cloud.fault("job_failed", times=1, code=8)
+    status = ended(submitted(cloud, stage))
+    assert (status.quota, status.refused, status.has_results) == (True, False, False)
+
+
 def test_cancelling_what_is_gone_is_not_found(cloud: Any, stage: Any) -> None:
     """Typed, so that callers may pass over it."""
     name = submitted(cloud, stage)
