@@ -14,6 +14,13 @@ from embatch.types.embedding import ContentEmbedding
 Group = Callable[[Sequence[str]], Flow[list[ContentEmbedding]]]
 
 
+class Answered(list[ContentEmbedding]):
+    """Vectors in order, with what the service says that they were billed together."""
+
+    tokens: int | None = None
+    """Tokens of all of them; None where it does not say."""
+
+
 def embed_in_groups(
     texts: Sequence[str],
     options: EmbedOptions,
@@ -25,9 +32,13 @@ def embed_in_groups(
     """All vectors in order, from groups of at most `most` texts and `most_bytes` of UTF-8."""
     require_utf8(texts)
     before, after = options.affixes
-    found: list[ContentEmbedding] = []
+    found, sums = Answered(), []
     for some in cut_groups([f"{before}{text}{after}" for text in texts], most, most_bytes):
-        found.extend((yield from group(some)))
+        vectors = yield from group(some)
+        found.extend(vectors)
+        sums.append(vectors.tokens if isinstance(vectors, Answered) else None)
+    known = [tokens for tokens in sums if tokens is not None]
+    found.tokens = sum(known) if len(known) == len(sums) else None
     return found
 
 
@@ -53,18 +64,20 @@ def vectors_of(
 ) -> list[ContentEmbedding]:
     """The vectors of one answer; AlignmentError when there is not a sound one for each text.
 
-    `answer` is the document around them: it tells the tokens of a single text.
+    `answer` is the document around them: it tells the tokens of all texts together.
     """
     listed = embeddings if isinstance(embeddings, list) else []
     if len(listed) != len(texts):
         raise AlignmentError(
             f"{what}: the service gave {len(listed)} vectors for {len(texts)} texts. Call again."
         )
-    found = []
+    found = Answered()
     for index, entry in enumerate(listed):
         values = entry.get("values") if isinstance(entry, dict) else None
         tokens = _tokens(entry, answer if len(texts) == 1 else None)
         found.append(_vector(values, tokens, options, f"{what}: vector {index}"))
+    each = [one.tokens for one in found if one.tokens is not None]
+    found.tokens = sum(each) if len(each) == len(found) else _tokens(None, answer)
     return found
 
 

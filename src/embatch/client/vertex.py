@@ -329,7 +329,7 @@ class Vertex:
         requests = {"requests": [options.vertex_request(text) for text in texts]}
         request = self.calls.request("POST", f"{path}:batchEmbedContents", body=requests)
         answer = yield from self.calls.json(what, request)
-        return vectors_of(answer.get("embeddings"), texts, options, what)
+        return vectors_of(answer.get("embeddings"), texts, options, what, answer)
 
     def count_tokens(self, texts: Sequence[str], model: str) -> Flow[int]:
         """Tokens of the texts, together."""

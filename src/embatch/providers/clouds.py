@@ -9,6 +9,7 @@ import numpy as np
 
 from embatch import vectors
 from embatch.client.cloud import Cloud, NewFileBatch, checked_label, finished
+from embatch.client.embeds import Answered
 from embatch.client.flow import Emit, Flow, Thread, drive, perform, stream
 from embatch.client.open import Auth, build_access
 from embatch.client.requests import EmbedOptions
@@ -315,6 +316,7 @@ class CloudProvider:
             vectors=at_unit_length(matrix),
             tokens=tokens,
             truncated=tokens >= options.model.max_tokens,
+            billed=found.tokens if isinstance(found, Answered) else None,
         )
 
     def forget(self, name: str) -> None:

@@ -302,12 +302,17 @@ def embed_now(
 
 def _counted(given: Sequence[Embedded], estimates: NDArray[np.int64]) -> Bought:
     """What calls came to: as reported, else as estimated."""
-    if not given:
-        return Bought(rows=0, tokens=0)
-    tokens = np.concatenate([one.tokens for one in given]).astype(np.int64)
-    known = tokens >= 0
-    counted = np.where(known, tokens, estimates[: len(tokens)])
-    return Bought(rows=len(tokens), tokens=int(counted.sum()), estimated=not bool(known.all()))
+    rows = tokens = 0
+    estimated = False
+    for one in given:
+        known, here = one.tokens > 0, slice(rows, rows + len(one.tokens))
+        if not one.billed:
+            tokens += int(np.where(known, one.tokens, estimates[here]).sum())
+            estimated = estimated or not bool(known.all())
+        else:
+            tokens += one.billed
+        rows += len(one.tokens)
+    return Bought(rows=rows, tokens=tokens, estimated=estimated)
 
 
 def _joined(given: Sequence[Embedded]) -> Embedded:

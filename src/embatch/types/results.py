@@ -23,6 +23,8 @@ class Embedded:
     """Tokens the model read of each text, special tokens included, `[n]`; -1 where unknown."""
     truncated: NDArray[np.bool_]
     """True where the text was longer than the model reads, `[n]`."""
+    billed: int | None = None
+    """Tokens of all texts together, where the service tells no more than that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
