@@ -129,6 +129,19 @@ def test_a_refusal_says_whether_waiting_helps(journal: Journal) -> None:
     assert not final.value.may_free
 
 
+def test_a_batch_that_found_money_counts_as_moving(journal: Journal) -> None:
+    """Though it waited for money before: its end may free some."""
+    (first, second) = start(journal, 1.0, batches=2)
+    journal.leases.release(first[0].id, first[1], next_at=NOW, blocked_reason="budget")
+    claim = journal.leases.claim_step("r1", owner="me", lease_s=60, now=NOW, max_in_flight=9)
+    assert claim is not None
+    upload(journal, claim.batch, claim.token, 0.7)
+    assert journal.ledger.may_free("r1")
+    with pytest.raises(BudgetExceededError) as waiting:
+        upload(journal, *second, 0.7)
+    assert waiting.value.may_free
+
+
 def test_the_cap_is_the_journals(journal: Journal) -> None:
     """A cap that another process raised or took away holds at once."""
     start(journal, 0.1)

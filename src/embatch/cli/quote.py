@@ -33,6 +33,7 @@ def quote_inputs(
     reuse: str | None,
     max_cost_usd: float | None = None,
     audit: "Audit" = "off",
+    probe: bool = False,
 ) -> "Quote":
     """The quote of these inputs. What it needs on disk is gone when it returns."""
     from embatch.config import load_settings
@@ -63,6 +64,7 @@ def quote_inputs(
                 reuse=reuse,
                 max_cost_usd=max_cost_usd,
                 audit=audit,
+                probe=probe,
             )
         finally:
             opened.close()
@@ -74,7 +76,9 @@ def free_bytes(out: Path) -> int:
     return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
 
 
-def print_quote(session: Session, quote: "Quote", *, free: int) -> None:
+def print_quote(
+    session: Session, quote: "Quote", *, free: int, max_cost_usd: float | None = None
+) -> None:
     """The quote as a table, or as the object of `--json`. `free` is the disk's space in bytes."""
     if session.as_json:
         session.emit(quote.to_json() | {"free_bytes": free})
@@ -90,6 +94,12 @@ def print_quote(session: Session, quote: "Quote", *, free: int) -> None:
         session.note(
             f"warning: the vectors need {figures.size(quote.vector_bytes)}, "
             f"and the disk has {figures.size(free)} free",
+            style="yellow",
+        )
+    if max_cost_usd is not None and quote.cost_usd and quote.cost_usd > max_cost_usd:
+        session.note(
+            f"warning: --max-cost {max_cost_usd:g} will stop the run at about "
+            f"{max_cost_usd / quote.cost_usd:.0%} of its rows",
             style="yellow",
         )
     if quote.too_small:
@@ -121,6 +131,9 @@ def _lines(quote: "Quote") -> list[tuple[str, str, str]]:
         ("batches", count(quote.batches), ""),
         _cost_line(quote),
     ]
+    if quote.audit_usd:
+        of_it = "of it, for rows that are embedded again to compare (--audit)"
+        lines.append(("audits", figures.money(quote.audit_usd), of_it))
     if quote.seconds is not None and quote.texts_per_s is not None:
         measured = f"{figures.counted(quote.sample_texts, 'text')} of yours"
         pace = f"at {quote.texts_per_s:,.0f} texts/s, measured on {measured}"

@@ -117,7 +117,7 @@ def plan(
     staging: options.Staging = None,  # noqa: ARG001
     settle: options.Settle = None,  # noqa: ARG001
     stuck_after: options.StuckAfter = "24h",  # noqa: ARG001
-    no_probe: options.NoProbe = False,  # noqa: ARG001
+    no_probe: options.NoProbe = False,
     keep_remote: options.KeepRemote = False,  # noqa: ARG001
     alert_below: options.AlertBelow = 95.0,  # noqa: ARG001
     name: options.Name = None,  # noqa: ARG001
@@ -152,8 +152,9 @@ def plan(
         reuse=None if reuse is None else str(reuse.absolute()),
         max_cost_usd=max_cost,
         audit=options.parse_audit(audit),
+        probe=not no_probe,
     )
-    print_quote(session, quoted, free=free_bytes(out or Path.cwd()))
+    print_quote(session, quoted, free=free_bytes(out or Path.cwd()), max_cost_usd=max_cost)
 
 
 def resume(

@@ -181,7 +181,7 @@ def _person(blocked: Mapping[int, str]) -> str | None:
 
 
 def _waiting(journal: Journal, run: RunRecord, worked: bool, now: float) -> str | None:
-    if run.state in FINAL_RUN_STATES:
+    if run.state in FINAL_RUN_STATES or run.state is RunState.OVER_BUDGET:
         return None
     if run.state is RunState.PARKED and run.resume_at is not None:
         until = datetime.fromtimestamp(run.resume_at).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -1,5 +1,6 @@
 """What is bought is priced, bounded, reserved before it is made and settled by what came."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +34,7 @@ from embatch.runs.plan import item_bounds
 from embatch.testing.cloud import count_tokens
 from embatch.testing.provider import DEFAULT_LIMITS, FakeProvider, Job
 from embatch.types.embedding import RowError, Space
-from embatch.types.results import ResultBlock
+from embatch.types.results import Embedded, ResultBlock
 
 MODEL = "gemini-embedding-001"
 PRICE = Price(batch_usd=0.075, interactive_usd=0.15)
@@ -242,6 +243,20 @@ def test_a_call_is_reserved_before_and_settled_after(run: Replay) -> None:
     assert found.vectors.shape == (10, 8)
     line = only_line(run)
     assert (line.state, line.rows, line.tokens) == ("settled", 10, int(found.tokens.sum()))
+
+
+def test_the_sum_that_a_service_tells_of_a_call_is_what_it_costs(run: Replay) -> None:
+    """Though it says nothing of each text."""
+
+    class Summing(FakeProvider):
+        def embed(self, texts: Sequence[str], *, query: bool = False) -> Embedded:
+            found = FakeProvider.embed(self, texts, query=query)
+            return replace(found, tokens=np.full(len(texts), -1, dtype=np.int32), billed=77)
+
+    context = replace(run.context, provider=Summing(model=MODEL))
+    embed_now(context, TEXTS, kind="audit")
+    line = only_line(run)
+    assert (line.tokens, line.estimated) == (77, False)
 
 
 def test_a_call_that_was_surely_not_made_costs_nothing(run: Replay) -> None:
