@@ -168,9 +168,16 @@ def test_a_misaligned_batch_is_told_without_its_texts(work: Any) -> None:
     """What was put aside is listed with keys and cosines, and counted as bought again."""
     job: Work = work(100)
     job.cloud.add_fault(Fault("swap_values", times=1, after=1, args={"fraction": 0.6}))
+    before = job.cloud.bill()
     done = job.run("--audit", "all", "--no-probe")
     assert done.returncode == 0, done.stderr[-3000:]
     job.check()
+    bill, cost = job.cloud.bill(), json.loads(done.stdout)["cost"]
+    assert cost["again_why"] == {"misaligned": bill.rows_billed_twice - before.rows_billed_twice}
+    assert cost["audits"]["rows"] == bill.interactive_rows - before.interactive_rows
+    spent = (bill.tokens - before.tokens) * 0.075e-6
+    spent += (bill.interactive_tokens - before.interactive_tokens) * 0.15e-6
+    assert cost["spent_usd"] == pytest.approx(spent)
     shown = job.type("failures", "out", "--quarantined", "--json")
     (batch,) = json.loads(shown.stdout)["quarantined"]
     assert (batch["state"], batch["code"]) == ("split", "misaligned")

@@ -237,7 +237,7 @@ def test_a_run_buys_every_row_once_and_leaves_nothing(begin: Any) -> None:
     planned = job.type("plan", "texts.jsonl", *job.space(), "--max-batch-items", "250", "--json")
     assert planned.returncode == 0, planned.stderr
     quote = json.loads(planned.stdout)
-    assert (quote["to_embed"], quote["batches"], quote["dims"]) == (ROWS, 8, DIMS)
+    assert (quote["to_embed"], quote["batches"], quote["dims"]) == (ROWS, 9, DIMS)
     assert quote["cost_usd"] > 0.0
     assert job.cloud.bill().requests == {}
     done = job.run()

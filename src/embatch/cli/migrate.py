@@ -185,6 +185,7 @@ def _quote(
         reuse=None,
         max_cost_usd=wanted["max_cost_usd"],
         audit=wanted["audit"],
+        probe=wanted["probe"],
     )
     if shown:
         print_quote(session, quoted, free=free_bytes(out))

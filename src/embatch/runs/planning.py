@@ -165,7 +165,7 @@ def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> Non
         context.space,
         max_cost_usd=context.config.max_cost_usd,
         text_bytes=digest.embed_bytes,
-        first_items=probe_rows(context, digest.embed_rows) if plan.position is None else None,
+        first_items=_first_items(context, plan, digest),
         rate=counted_rate(context.journal, context.space),
     )
     empties: list[Failure] = []
@@ -192,6 +192,14 @@ def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> Non
     phase: Phase = "copies" if digest.copy_rows or digest.reused_rows else "merge"
     _save(context, token, replace(plan, phase=phase, position=None), failures=empties)
     context.checkpoint("plan.staged")
+
+
+def _first_items(context: RunContext, plan: Plan, digest: Digest) -> int | None:
+    """Rows of the probe, where the first batch is still to be cut."""
+    if plan.position is not None:
+        return None
+    limits, probe = context.provider.limits, context.config.probe
+    return probe_rows(limits, digest.embed_rows, probe=probe)
 
 
 def _place_before(row: int | None, places: list[Position], end: Position) -> Position:

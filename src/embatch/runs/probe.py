@@ -9,9 +9,9 @@ from itertools import takewhile
 from typing import Final
 
 from embatch.runs.choosing import EMPTY_TEXT
-from embatch.runs.context import RunContext
 from embatch.runs.step import Step
 from embatch.runs.tokens import SPECIAL_TOKENS
+from embatch.types.batch import Limits
 
 PROBE_ROWS: Final = 20
 WORTH_ROWS: Final = 200
@@ -19,10 +19,9 @@ WORTH_ROWS: Final = 200
 log = logging.getLogger("embatch.runs")
 
 
-def probe_rows(context: RunContext, to_embed: int) -> int | None:
-    """Rows of the run's probe; None where none is needed. `to_embed` are rows to be bought."""
-    wanted = context.provider.limits.billed and context.config.probe
-    return PROBE_ROWS if wanted and to_embed >= WORTH_ROWS else None
+def probe_rows(limits: Limits, to_embed: int, *, probe: bool) -> int | None:
+    """Rows of a run's probe, of which so many are to be bought; None where none is needed."""
+    return PROBE_ROWS if limits.billed and probe and to_embed >= WORTH_ROWS else None
 
 
 def refusal(step: Step) -> str | None:

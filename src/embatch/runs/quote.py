@@ -17,6 +17,7 @@ from embatch.runs.choosing import Chooser
 from embatch.runs.config import Audit
 from embatch.runs.cost import Price, open_cutter, price_of
 from embatch.runs.plan import Cut, Cutter
+from embatch.runs.probe import probe_rows
 from embatch.runs.reuse import old_records, require_reusable
 from embatch.runs.sampling import rows_to_audit
 from embatch.runs.tokens import estimate_tokens
@@ -84,6 +85,7 @@ def quote_source(
     reuse: str | None = None,
     max_cost_usd: float | None = None,
     audit: Audit = "off",
+    probe: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Quote:
     """Reads the source twice, as planning does, and cuts it into batches that are thrown away.
@@ -103,7 +105,11 @@ def quote_source(
             max_batch_tokens=min(provider.limits.max_batch_tokens, max_batch_tokens or 2**62),
         )
         cutter = open_cutter(
-            limits, space, max_cost_usd=max_cost_usd, text_bytes=digest.embed_bytes
+            limits,
+            space,
+            max_cost_usd=max_cost_usd,
+            text_bytes=digest.embed_bytes,
+            first_items=probe_rows(limits, digest.embed_rows, probe=probe),
         )
         cut = _cut(source, digest, cutter, audit if limits.billed else "off")
     pace = None if limits.billed else _measure(provider, cut.sample, clock)
