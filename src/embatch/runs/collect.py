@@ -246,9 +246,10 @@ def _bought_before(
 ) -> tuple[int, str | None]:
     """How many of the items an earlier job was billed for, and what became of them there."""
     batch = step.batch
-    why = bought_whole(step) if in_vain is None else None
-    if why is not None:
-        return len(indices), why
+    whole = bought_whole(step) if in_vain is None else None
+    if whole is not None:
+        rows, why = whole  # rows that the service refused were not billed
+        return min(rows, len(indices)), why
     here = [in_vain[index] for index in indices if index in in_vain] if in_vain else []
     earlier = max(0, batch.bought - (batch.items - len(indices)))
     if len(here) >= earlier:

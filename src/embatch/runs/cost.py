@@ -217,13 +217,14 @@ def spent_on(
     )
 
 
-def bought_whole(step: Step) -> str | None:
-    """Why all rows of a batch are bought once more, when its job was billed for them; else None."""
+def bought_whole(step: Step) -> tuple[int, str] | None:
+    """How many rows of a batch that is bought once more its job was billed for, and why it is."""
     batch = step.batch
     line = None if batch.label is None else step.context.journal.ledger.find(batch.label)
     if line is None or line.state != "settled" or not line.rows:
         return None
-    return "misaligned" if batch.state is BatchState.QUARANTINED else str(batch.error_code)
+    quarantined = batch.state is BatchState.QUARANTINED
+    return line.rows, "misaligned" if quarantined else str(batch.error_code)
 
 
 def bounds_of(items: pa.Table, space: Space, max_item_tokens: int) -> tuple[int, int]:

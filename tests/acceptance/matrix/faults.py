@@ -1,6 +1,7 @@
 """The matrix's lines: what goes wrong, where it applies, and what of it may be bought again."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from embatch.testing.cloud import Fault
@@ -36,9 +37,18 @@ _ROUTES: Final[dict[On, dict[str, str]]] = {
     },
 }
 
-Again = Literal["nothing", "rows", "batches"]
-"""What a fault makes us buy twice: nothing; the rows that were served and could not be used; the
-whole batches that hold such rows."""
+
+_SPOILING: Final = frozenset(
+    {
+        *("missing_rows", "null_vector", "null_value", "nan", "overflow", "wrong_dims"),
+        *("zero_vector", "broken_line"),
+    }
+)
+_MISALIGNING: Final = frozenset({"swap_values", "foreign_rows", "doubled_rows"})
+_OF_JOBS: Final = _SPOILING | {
+    *("swap_values", "foreign_rows", "doubled_rows", "unknown_rows", "job_stuck", "job_expired"),
+    *("job_failed", "job_cancelled", "input_lost"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +77,18 @@ class Strike:
             id=name,
         )
 
+    def wasted_rows(self, batch_items: int) -> int:
+        """Rows that each strike makes us pay for once more: those that are served and cannot be
+        used, or the whole batch where nobody can tell which those are."""
+        harmless = self.args.get("identical", self.kind == "doubled_rows")
+        if self.kind in _MISALIGNING and not harmless:
+            return batch_items
+        return int(self.args.get("count", 1)) if self.kind in _SPOILING else 0
+
     @property
-    def rows(self) -> int:
-        """Rows that it makes useless each time."""
-        return int(self.args.get("count", 1))
+    def befalls_jobs(self) -> bool:
+        """It strikes at jobs and what they answer, not at calls."""
+        return not self.at and self.kind in _OF_JOBS
 
 
 def strike(
@@ -93,12 +111,13 @@ class Line:
     name: str
     strikes: tuple[Strike, ...]
     on: tuple[On, ...] = CLOUDS
-    again: Again = "nothing"
     poisoned: bool = False
     """Rows with POISON fail for good."""
     flags: tuple[str, ...] = ()
     probe: bool = False
     """Never without its probe."""
+    mixed: bool = False
+    """So many faults that one may leave another nothing to strike at."""
     kill_at: tuple[str, ...] = ()
     """Where the first kills come, as killable.py takes it; the others come by lot."""
     sweeps: bool = False
@@ -123,13 +142,22 @@ def _outage(code: int) -> tuple[Strike, ...]:
 
 _STUCK: Final = ("--stuck-after", f"{STUCK_S:g}s")
 _AUDIT_ALL: Final = ("--audit", "all")
+_SMALL_PAGES: Final = (
+    strike("small_pages", size=1),
+    strike("empty_pages"),
+    strike("reset_after", "create", times=2, skip=2),
+)
 
 LINES: Final[tuple[Line, ...]] = (
     _line("nothing", probe=True),
-    _line("429 under a hidden token ceiling", strike("token_ceiling", tokens=1_200)),
+    _line(
+        "429 under a hidden token ceiling",
+        strike("token_ceiling", tokens=1_000),
+        strike("job_duration", seconds=0.6),
+    ),
     _line(
         "spurious 429",
-        strike("rate_limited", "create", times=3, hints="none"),
+        strike("rate_limited", "create", times=1, hints="none"),
         strike("rate_limited", "get", times=2, hints="minute", retry_delay_s=0.5),
     ),
     _line("500", *_outage(500)),
@@ -164,32 +192,29 @@ LINES: Final[tuple[Line, ...]] = (
     _line(
         "values under wrong keys",
         strike("swap_values", times=2, count=6),
-        again="batches",
         flags=_AUDIT_ALL,
     ),
-    _line("missing rows", strike("missing_rows", times=3, count=3), again="rows"),
+    _line("missing rows", strike("missing_rows", times=3, count=3)),
     _line("doubled rows", strike("doubled_rows", times=4, count=3)),
     _line(
         "rows doubled with other values",
         strike("doubled_rows", times=1, count=2, identical=False),
-        again="batches",
     ),
     _line("unknown rows", strike("unknown_rows", times=1, count=2)),
-    _line("rows of another job", strike("foreign_rows", times=1, count=2), again="batches"),
+    _line("rows of another job", strike("foreign_rows", times=1, count=2)),
     _line("transient row errors", strike("row_error", code=13, transient=True, marker=BRITTLE)),
     _line("permanent row errors", strike("row_error", code=3, marker=POISON), poisoned=True),
-    _line("NaN", strike("nan", times=2, count=2), again="rows"),
-    _line("wrong dims", strike("wrong_dims", times=2, count=2), again="rows"),
-    _line("zero vectors", strike("zero_vector", times=2, count=2), again="rows"),
+    _line("NaN", strike("nan", times=2, count=2)),
+    _line("wrong dims", strike("wrong_dims", times=2, count=2)),
+    _line("zero vectors", strike("zero_vector", times=2, count=2)),
     _line(
         "no vectors",
         strike("null_vector", times=1, count=2),
         strike("null_vector", times=1, count=2, shape="no_response"),
         strike("null_value", times=1, count=2),
         strike("overflow", times=1, count=2),
-        again="rows",
     ),
-    _line("broken lines", strike("broken_line", times=2, count=2), again="rows"),
+    _line("broken lines", strike("broken_line", times=2, count=2)),
     _line("stuck", strike("job_stuck", times=1), flags=_STUCK),
     _line(
         "stuck, cancelled with partial results",
@@ -232,12 +257,12 @@ LINES: Final[tuple[Line, ...]] = (
     ),
     _line(
         "small list pages",
-        strike("small_pages", size=1),
+        *_SMALL_PAGES,
         strike("foreign_jobs", count=2),
         strike("stale_stats"),
-        strike("empty_pages"),
-        strike("reset_after", "create", times=2, skip=2),
+        on=GEMINI,
     ),
+    _line("small list pages", *_SMALL_PAGES, on=VERTEX),
     _line(
         "vanished files",
         strike("file_vanished", "download", times=2),
@@ -289,10 +314,32 @@ LINES: Final[tuple[Line, ...]] = (
         strike("small_pages", size=2),
         strike("file_vanished", "download", times=1),
         strike("result_late", times=3, seconds=0.5),
-        again="batches",
         poisoned=True,
         probe=True,
+        mixed=True,
         flags=(*_STUCK, *_AUDIT_ALL),
     ),
 )
 """Every line. The last has them all."""
+
+
+def merged(name: str, on: On, names: Sequence[str]) -> Line:
+    """Several lines as one: their faults one after the other, each with jobs of its own."""
+    lines = [line for line in LINES if line.name in names and on in line.on]
+    strikes = [
+        replace(one, skip=one.skip + turn) if one.befalls_jobs else one
+        for turn, line in enumerate(lines)
+        for one in line.strikes
+    ]
+    flags = dict.fromkeys(line.flags for line in lines)
+    return Line(
+        name=name,
+        strikes=tuple(strikes),
+        on=(on,),
+        poisoned=any(line.poisoned for line in lines),
+        flags=tuple(word for some in flags for word in some),
+        probe=any(line.probe for line in lines),
+        mixed=any(line.mixed for line in lines),
+        kill_at=tuple(place for line in lines for place in line.kill_at),
+        sweeps=any(line.sweeps for line in lines),
+    )

@@ -20,7 +20,7 @@ from nursery import Nursery
 
 from embatch.client import Client
 from embatch.config import CloudSettings
-from embatch.testing.cloud import CloudProcess, expected_vectors
+from embatch.testing.cloud import Bill, CloudProcess, expected_vectors
 from embatch.vectors import normalize
 
 DIMS: Final = 128
@@ -142,7 +142,7 @@ class Proof:
         self.cloud.clear_faults()
         before, there = self.cloud.bill(), self._jobs()
         for number, one in enumerate(self.line.strikes):
-            self.cloud.add_fault(one.fault(self.on, f"{self.line.name} {self.on} {number}"))
+            self.cloud.add_fault(one.fault(self.on, self._fault_id(number)))
         alive = True
         for turn in range(self.size.kills):
             alive = alive and self._kill(turn)
@@ -153,7 +153,7 @@ class Proof:
         status = self._status()
         requests = sum(self.cloud.bill().requests.values()) - sum(before.requests.values())
         self._check_output()
-        billed, twice = self._check_bill(faults)
+        billed, twice = self._check_bill(before, faults)
         again = self._reported(status)
         if again is not None and again != twice:
             self.problems.append(f"{twice} rows were bought twice, {again} are reported")
@@ -341,7 +341,7 @@ class Proof:
             codes = Counter(failure["code"] for failure in self.failures())
             self.problems.append(f"failures.jsonl holds {dict(codes)}")
 
-    def _check_bill(self, faults: list[dict[str, Any]]) -> tuple[int, int]:
+    def _check_bill(self, before: Bill, faults: list[dict[str, Any]]) -> tuple[int, int]:
         """Rows billed, and rows billed twice: none, but where the line allows it."""
         bill, charged = self.cloud.bill(), self.cloud.rows_by_digest()
         digests = {hashlib.sha256(text.encode()).hexdigest() for text in self.texts.values()}
@@ -353,12 +353,10 @@ class Proof:
         allowed = self._allowed(faults)
         if twice > allowed or (allowed and not twice):
             self.problems.append(f"{twice} rows were billed twice, {allowed} are to be expected")
-        doubled = [n for name, n in bill.duplicate_jobs.items() if name not in _seen_doubled]
-        _seen_doubled.update(bill.duplicate_jobs)
-        if doubled:
+        if doubled := bill.duplicate_jobs.keys() - before.duplicate_jobs.keys():
             self.problems.append(f"{len(doubled)} labels were submitted twice")
         idle = [fault["id"] for fault in faults if not fault["struck"]]
-        if idle and self.line.name != "all together":
+        if idle and not self.line.mixed:
             self.problems.append(f"these faults never struck: {', '.join(idle)}")
         if crashes := self.cloud.crashes():
             self.problems.append(f"the fake cloud broke: {crashes[-1].splitlines()[-1]}")
@@ -367,21 +365,10 @@ class Proof:
     def _allowed(self, faults: list[dict[str, Any]]) -> int:
         """Rows that the service charged and gave in no usable form."""
         struck = {fault["id"]: fault["struck"] for fault in faults}
-        total = 0
-        for number, one in enumerate(self.line.strikes):
-            rows = {"nothing": 0, "rows": one.rows, "batches": self.size.batch_items}
-            times = struck.get(f"{self.line.name} {self.on} {number}", 0)
-            if one.kind in SPOILING:
-                total += times * rows[self.line.again]
-        return total
+        return sum(
+            struck.get(self._fault_id(number), 0) * one.wasted_rows(self.size.batch_items)
+            for number, one in enumerate(self.line.strikes)
+        )
 
-
-SPOILING: Final = frozenset(
-    {
-        *("swap_values", "missing_rows", "doubled_rows", "unknown_rows", "foreign_rows"),
-        *("null_vector", "null_value", "nan", "overflow", "wrong_dims", "zero_vector"),
-        *("broken_line",),
-    }
-)
-"""Faults after which rows that were paid for cannot be used."""
-_seen_doubled: set[str] = set()
+    def _fault_id(self, number: int) -> str:
+        return f"{self.line.name} {self.on} {number}"

@@ -217,6 +217,29 @@ def test_rows_that_never_came_are_bought_again_and_counted(replay: Replays) -> N
     assert "2 rows bought twice (2 missing)" in " ".join(summary(accounts))
 
 
+def test_rows_that_were_refused_are_not_bought_again_with_their_batch(replay: Replays) -> None:
+    """A quarantined batch of six, one row of it refused for good: five were billed before."""
+
+    def spoil(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        (block,) = blocks
+        order = [0, 2, 3, 4, 5]
+        swapped = [2, 0, 3, 4, 5] if len(run.provider.submitted) == 1 else order
+        refused = RowError(code="invalid_argument", message="refused")
+        keys = [block.keys[place] for place in order]
+        return [
+            ResultBlock(
+                keys=keys, vectors=block.vectors[swapped], errors=[(block.keys[1], refused)]
+            )
+        ]
+
+    run = replay(FakeProvider(model=MODEL, on_results=spoil), TEXTS[:6], audit="all")
+    run.work()
+    run.assert_right(failed={1})
+    record = run.context.run()
+    accounts = read_accounts(run.journal, record, run.journal.batches.counts(record.id))
+    assert (accounts.rows_again, accounts.again_why) == (5, {"misaligned": 5})
+
+
 @pytest.fixture
 def run(replay: Replays) -> Replay:
     """A run under a cap with one batch, nothing of it begun."""
