@@ -9,6 +9,7 @@ from benchmarks.measuring import Options
 BENCHMARKS = {
     "client_requests": "benchmarks.client_requests",
     "client_results": "benchmarks.client_results",
+    "cloud": "benchmarks.cloud",
     "engine": "benchmarks.engine",
     "run": "benchmarks.run",
     "serve": "benchmarks.serve",
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object of figures")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     parser.add_argument("--texts", type=int, default=2000, help="texts a round (default 2000)")
+    parser.add_argument("--rows", type=int, help="rows of a round of cloud (default 200,000)")
     arguments = parser.parse_args()
     unknown = set(arguments.names) - BENCHMARKS.keys()
     if unknown:
@@ -37,7 +39,7 @@ def main() -> None:
         for name, module in modules.items():
             print(f"{name:16} {module.DESCRIPTION}")
         return
-    options = Options(rounds=arguments.rounds, texts=arguments.texts)
+    options = Options(rounds=arguments.rounds, texts=arguments.texts, rows=arguments.rows)
     results = {name: module.measure(options) for name, module in modules.items()}
     if arguments.json:
         print(json.dumps(results[names[0]] if len(names) == 1 else results))

@@ -33,6 +33,8 @@ class Options:
 
     rounds: int
     texts: int
+    rows: int | None = None
+    """Of the benchmarks that count rows; None: as many as `texts` asks for."""
 
 
 def environment() -> dict[str, str]:

@@ -14,8 +14,8 @@ from embatch.errors import InvalidRequestError
 
 Matrix = NDArray[np.float32]
 
-GROUP_BYTES: Final = 16 << 20
-"""Vectors of one row group together: what a reader must hold."""
+GROUP_BYTES: Final = 8 << 20
+"""Vectors of one row group together: what a reader and a writer must hold."""
 GROUP_ROWS: Final = range(256, 65_537)
 VECTOR_COLUMN: Final = "embedding"
 _PART_COLUMNS: Final = ("key", "row", "text_sha256")
@@ -57,14 +57,17 @@ def vector_matrix(array: pa.FixedSizeListArray) -> Matrix:
     return flat.reshape(len(array), array.type.list_size)
 
 
+def group_rows(dims: int) -> int:
+    """Rows of a row group."""
+    return min(max(GROUP_BYTES // (4 * dims), GROUP_ROWS.start), GROUP_ROWS.stop - 1)
+
+
 class VectorWriter:
     """A Parquet file of vectors, written in row groups of about `GROUP_BYTES`."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._schema = schema
-        dims = schema.field(VECTOR_COLUMN).type.list_size
-        rows = GROUP_BYTES // (4 * dims)
-        self._group_rows = min(max(rows, GROUP_ROWS.start), GROUP_ROWS.stop - 1)
+        self._group_rows = group_rows(schema.field(VECTOR_COLUMN).type.list_size)
         self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._writer = pq.ParquetWriter(
@@ -79,10 +82,14 @@ class VectorWriter:
         )
 
     def write(self, rows: pa.Table, vectors: Matrix) -> None:
-        """Adds rows (all columns but the vectors) and their vectors `[n, dims]`."""
+        """Adds rows (all columns but the vectors) and their vectors `[n, dims]`.
+
+        Vectors that cannot be written to are taken to stay as they are until the file is closed.
+        """
         full = self._pending_rows + rows.num_rows >= self._group_rows
         # What waits must not change when the caller fills its buffer anew.
-        column = vector_array(vectors if full else np.array(vectors, dtype=np.float32))
+        stays = full or not vectors.flags.writeable
+        column = vector_array(vectors if stays else np.array(vectors, dtype=np.float32))
         arrays = [
             column if name == VECTOR_COLUMN else rows.column(name) for name in self._schema.names
         ]

@@ -10,6 +10,7 @@ import pyarrow as pa
 from embatch.datasets.column_types import block_name
 from embatch.datasets.parts import FinishedPart, PartWriter, part_name, publish_part
 from embatch.datasets.stage import StageFile, write_stage
+from embatch.datasets.vector_file import group_rows
 from embatch.errors import (
     AlignmentError,
     EmbatchError,
@@ -37,8 +38,6 @@ log = logging.getLogger("embatch.runs")
 
 MAX_ATTEMPTS = 5
 """How often a row with a transient error is sent, before its failure counts as permanent."""
-WRITE_ROWS = 1024
-"""Rows handed to the Parquet writer at once."""
 
 TOO_LONG = RowError(code="too_long", message="the text is longer than the model reads")
 
@@ -186,11 +185,13 @@ def write_part(step: Step, stage: StageFile, matrix: Matrix, good: Any) -> Finis
         token=step.token,
         dims=context.space.dims,
     ) as writer:
-        offset = 0
+        offset, piece = 0, group_rows(context.space.dims)
+        matrix = matrix.view()
+        matrix.flags.writeable = False  # so that the writer needs no copy
         for batch in stage.read():
-            for start in range(0, batch.num_rows, WRITE_ROWS):
+            for start in range(0, batch.num_rows, piece):
                 step.check_lease()
-                rows = pa.Table.from_batches([batch.slice(start, WRITE_ROWS)]).select(columns)
+                rows = pa.Table.from_batches([batch.slice(start, piece)]).select(columns)
                 here = slice(offset, offset + rows.num_rows)
                 kept = good[here]
                 if kept.all():

@@ -18,6 +18,10 @@ LET_GO_BYTES: Final = 16 << 20
 """What is written into a mapped file, or read from it, before its pages are let go."""
 
 
+class _MappedFile(mmap.mmap):
+    """Its pages are in the file, whether this process holds them or not."""
+
+
 @contextmanager
 def gathered(work: Path, name: str, items: int, dims: int) -> Iterator[Matrix]:
     """Room for vectors `[items, dims]`, gone at the end: in memory, or the file `vectors_path`.
@@ -25,7 +29,10 @@ def gathered(work: Path, name: str, items: int, dims: int) -> Iterator[Matrix]:
     Raises StorageError when the disk has no room.
     """
     if items * dims * 4 <= IN_MEMORY_BYTES:
-        yield np.zeros((items, dims), dtype=np.float32)
+        # The allocator would keep the memory for each thread; a mapping goes when it is done.
+        anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        mapped = mmap.mmap(-1, items * dims * 4, flags=anonymous)
+        yield np.frombuffer(mapped, dtype=np.float32).reshape(items, dims)
         return
     path = vectors_path(work, name)
     try:
@@ -52,7 +59,7 @@ def _allocate(path: Path, size_bytes: int) -> None:
 def map_vectors(path: Path, items: int, dims: int) -> Matrix:
     """The vectors `[items, dims]` in a file that `gathered` made, here or in another process."""
     with path.open("r+b") as file:
-        mapped = mmap.mmap(file.fileno(), items * dims * 4)
+        mapped = _MappedFile(file.fileno(), items * dims * 4)
     return np.frombuffer(mapped, dtype=np.float32).reshape(items, dims)
 
 
@@ -64,5 +71,5 @@ def let_go(matrix: Matrix) -> None:
     owner: object = matrix
     while isinstance(owner, np.ndarray):
         owner = owner.base
-    if isinstance(owner, mmap.mmap):
+    if isinstance(owner, _MappedFile):
         owner.madvise(mmap.MADV_DONTNEED)

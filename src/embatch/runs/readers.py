@@ -20,8 +20,8 @@ from embatch.types.results import Matrix
 WORTH_VALUES: Final = 1 << 24
 """Numbers in all results of a run from which processes pay: to start one takes as long as to read
 some millions."""
-MOST: Final = 4
-"""Processes at most: each holds about 100 MB."""
+MOST: Final = 3
+"""Processes at most: each holds about 80 MB."""
 CHECK_S: Final = 0.5
 """How often a waiting step looks whether it may go on."""
 START_S: Final = 60.0
@@ -31,6 +31,11 @@ log = logging.getLogger("embatch.runs")
 
 class _EndedError(Exception):
     """A process ended without an answer."""
+
+    def __init__(self, code: int) -> None:
+        """`code` is its exit code, less than 0 for a signal."""
+        super().__init__(f"exit code {code}")
+        self.code = code
 
 
 class _Reader:
@@ -52,8 +57,7 @@ class _Reader:
                 pass_fds=[theirs.fileno()],
             )
         if not self._connection.poll(START_S):
-            self.end()
-            raise _EndedError(f"it said nothing in {START_S:.0f} s")
+            raise _EndedError(self.end(kill=True))
         self._received()
 
     def is_alive(self) -> bool:
@@ -86,7 +90,7 @@ class _Reader:
             raise self._ended() from None
 
     def _ended(self) -> _EndedError:
-        return _EndedError(f"exit code {self.end()}")
+        return _EndedError(self.end())
 
     def end(self, *, kill: bool = False) -> int:
         """Ends the process and gives its exit code. Safe to call twice."""
@@ -143,6 +147,11 @@ class Readers:
             number = self._number(provider)
             task = Task(provider=number, opener=opener, results=results, path=path)
             answer = self._answer(reader, task, into, check)
+        except _EndedError as ended:
+            raise ProviderUnavailableError(
+                f"the process that read the results of {results.remote_name} was ended ({ended}): "
+                "they are read again"
+            ) from None
         finally:
             self._places.release()
         if isinstance(answer, EmbatchError):
@@ -154,11 +163,6 @@ class Readers:
     ) -> Answer:
         try:
             answer = reader.ask(task, into, check)
-        except _EndedError as ended:
-            raise ProviderUnavailableError(
-                f"the process that read the results of {task.results.remote_name} was ended "
-                f"({ended}): they are read again"
-            ) from None
         except BaseException:
             reader.end(kill=True)
             raise
@@ -177,6 +181,8 @@ class Readers:
         try:
             return _Reader()
         except (OSError, _EndedError) as error:
+            if isinstance(error, _EndedError) and error.code < 0:
+                raise  # killed, as any process may be
             self._refused = True
             log.warning("results are read on one core: no process can be started (%s)", error)
             return None
