@@ -3,7 +3,7 @@
 import logging
 from typing import Any, Final
 
-from embatch.errors import NotFoundError, ProviderUnavailableError
+from embatch.errors import EmbatchError, NotFoundError, ProviderUnavailableError
 from embatch.journal.jobs import STUCK
 from embatch.providers.base import RemoteStatus
 from embatch.runs.outcomes import After, Now, Outcome, Stuck
@@ -101,12 +101,16 @@ def _stands_still(step: Step) -> Outcome | None:
         return Now()
     if now - _moved_at(step) < patience_s:
         return None
+    step.note(cancel_asked_at=now)
+    context.checkpoint("cancel.intended")
     try:
         context.provider.cancel(str(batch.remote_name))
     except NotFoundError:
         return lost(step)
+    except EmbatchError:
+        step.note(cancel_asked_at=None)  # asked again at the next look
+        raise
     context.checkpoint("cancel.asked")
-    step.note(cancel_asked_at=now)
     hours = (now - _moved_at(step)) / 3600.0
     log.warning("batch %d has not moved for %.1f hours: it is stopped", batch.number, hours)
     context.journal.add_event(batch.run_id, "cancel_asked", now=now, batch_id=batch.id)
