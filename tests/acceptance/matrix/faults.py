@@ -133,10 +133,10 @@ def _outage(code: int) -> tuple[Strike, ...]:
     return (
         strike("server_error", "create", times=1, code=code),
         strike("server_error", "create", times=1, skip=1, code=code, after=True),
-        strike("server_error", "get", times=3, code=code),
+        strike("server_error", "get", times=2, code=code),
         strike("server_error", "list", times=1, code=code),
-        strike("server_error", "upload", times=2, code=code),
-        strike("server_error", "download", times=2, code=code),
+        strike("server_error", "upload", times=1, code=code),
+        strike("server_error", "download", times=1, code=code),
     )
 
 

@@ -26,13 +26,15 @@ from embatch.vectors import normalize
 DIMS: Final = 128
 DEADLINE_S: Final = 120
 STAGING: Final = "gs://bucket/staged"
-CHECKPOINTS: Final = (
-    *("stage.journaled", "plan.staged", "copies.staged", "upload.intended", "upload.done"),
-    *("submit.intended", "submit.done", "submit.journaled", "results.ready", "results.joined"),
-    *("part.written", "part.journaled", "part.renamed", "part.published", "batch.cleared"),
-    *("finish.failures", "finish.assembled", "finish.manifest", "finish.journaled"),
+IN_BATCHES: Final = (
+    *("upload.intended", "upload.done", "submit.intended", "submit.done", "submit.journaled"),
+    *("results.ready", "results.joined", "part.written", "part.journaled", "part.renamed"),
+    *("part.published", "batch.cleared"),
 )
-"""Named places of a kill; the other half of the kills comes at moments by lot."""
+"""Named places of a kill, in what each batch goes through."""
+AT_THE_END: Final = ("finish.failures", "finish.assembled", "finish.manifest", "finish.journaled")
+PASSED: Final = 80
+"""Checkpoints that all kills by lot of one run may see passed together: the run goes on."""
 FAILED_ROWS: Final = 3
 """Exit code of a run that finished with failed rows: each holds an empty text."""
 _WATCH_S: Final = 0.002
@@ -218,7 +220,10 @@ class Proof:
             pid = self._start(self._place(turn))
             code = self.nursery.wait(pid, DEADLINE_S)
         else:
-            steps, pause_s = self.chance.randint(1, 25), self.chance.uniform(0.0, 0.05)
+            steps, pause_s = (
+                self.chance.randint(1, PASSED // self.size.kills),
+                self.chance.uniform(0.0, 0.05),
+            )
             pid = self._start()
             code = self._watch(pid, steps)
             if code is None:
@@ -235,8 +240,7 @@ class Proof:
         if turn < len(self.line.kill_at):
             return self.line.kill_at[turn]
         last = turn == self.size.kills - 1
-        name = self.chance.choice(CHECKPOINTS if last else CHECKPOINTS[:-4])
-        return f"{name}:{1 if last else self.chance.choice((1, 1, 2, 3))}"
+        return f"{self.chance.choice((*IN_BATCHES, *AT_THE_END) if last else IN_BATCHES)}:1"
 
     def _sweep(self) -> None:
         """Removes the inputs at the service, as time does."""
