@@ -16,6 +16,7 @@ from embatch.runs.collect import child_batch, clear_away
 from embatch.runs.context import RunContext
 from embatch.runs.cost import prompt_bytes
 from embatch.runs.outcomes import After, Done, Outcome
+from embatch.runs.pace import MAX_DELAY_S
 from embatch.runs.quota import Belief
 from embatch.runs.step import Step
 from embatch.runs.tokens import batch_tokens, counted_rate
@@ -109,6 +110,8 @@ def wait_for_room(step: Step, full: RateLimitError) -> Outcome:
     """The gate is shut: the batch comes back, and jobs that may make room are looked at sooner."""
     context = step.context
     seconds = quota.ROOM_LOOK_S if full.retry_after_s is None else full.retry_after_s
+    if context.config.deadline is not None:  # it may be time to send the batch directly
+        seconds = min(seconds, MAX_DELAY_S)
     if context.config.poll_interval_s is None:
         context.journal.quotas.look_sooner(context.run_id, by=context.now() + BOUND_LOOK_S)
     return After(seconds=seconds, reason="quota", detail=str(full))
@@ -154,8 +157,17 @@ def begin_ahead(context: RunContext) -> int | None:
     """How many batches may be uploaded ahead of their create; None where nothing is enqueued."""
     if not context.provider.limits.billed:
         return None
+    return AHEAD if held_until(context) is None else 0
+
+
+def held_until(context: RunContext) -> float | None:
+    """When the quota of the day is there again for which the run waits; None when it does not.
+
+    A run with a deadline does not: what is not sent may go through the interactive API.
+    """
     belief = believed(context)
-    return 0 if belief.hold == "day" and belief.hold_until > context.now() else AHEAD
+    held = belief.hold == "day" and belief.hold_until > context.now()
+    return belief.hold_until if held and context.config.deadline is None else None
 
 
 def try_at_once(journal: Journal, run_id: str, *, now: float) -> None:

@@ -3,7 +3,7 @@
 from embatch.errors import TransitionRefusedError
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
-from embatch.runs.admission import believed
+from embatch.runs.admission import held_until
 from embatch.runs.context import RunContext
 from embatch.types.state import RunEvent, RunState
 
@@ -13,17 +13,16 @@ def park(context: RunContext) -> bool:
     looked at, and what they bring is written. Gives whether it is parked now."""
     if not context.provider.limits.billed:
         return False
-    belief, now = believed(context), context.now()
-    held = belief.hold == "day" and belief.hold_until > now
-    if not held or not context.journal.quotas.waits(context.run_id):
+    until = held_until(context)
+    if until is None or not context.journal.quotas.waits(context.run_id):
         return False
     try:
         context.journal.transition_run(
             context.run_id,
             RunEvent.PARKED,
             expected=RunState.RUNNING,
-            now=now,
-            resume_at=belief.hold_until,
+            now=context.now(),
+            resume_at=until,
         )
     except TransitionRefusedError:
         return False  # another process parked or ended it in this instant

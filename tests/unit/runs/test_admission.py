@@ -217,6 +217,20 @@ def test_a_person_who_resumes_is_tried_at_once(parked: Replay) -> None:
     parked.assert_right()
 
 
+def test_a_run_with_a_deadline_is_not_parked(replay: Replays) -> None:
+    """It looks again within minutes: what is left may have to be sent without batches."""
+    run = replay(FakeProvider(on_job=slow), deadline=2_000_000.0)
+    day = RateLimitError("429", per_day=True)
+    run.provider.before_submit = lambda label: (
+        failing(99, day)(label) if run.provider.submitted else None
+    )
+    now_due(run)
+    assert not park(run.context)
+    assert admission.begin_ahead(run.context) == admission.AHEAD
+    (waiting,) = run.journal.batches.walk(run.context.run_id, states=[BatchState.UPLOADED])
+    assert waiting.next_at <= run.clock() + 600.0
+
+
 def test_an_executor_parks_a_run_and_wakes_it(replay: Replays) -> None:
     """Of itself: it polls on, and sends the rest at the time it said."""
     run = replay(FakeProvider(), [f"text {n}" for n in range(24)])
