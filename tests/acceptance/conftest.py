@@ -98,6 +98,12 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(folder=tmp_path)
 
 
+@pytest.fixture(scope="session")
+def shell_in() -> Callable[[Path], Shell]:
+    """Makes a shell in a folder that several tests share."""
+    return lambda folder: Shell(folder=folder)
+
+
 @pytest.fixture
 def refused(shell: Shell) -> Callable[..., str]:
     """Types a command that must be refused and leave nothing; gives its one line of error."""

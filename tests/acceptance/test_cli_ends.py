@@ -18,14 +18,14 @@ def write_texts(shell, count: int = 30, name: str = "in.jsonl") -> None:
     shell.write_rows(name, [{"id": f"k{n}", "text": f"text {n}"} for n in range(count)])
 
 
-@pytest.mark.parametrize("query", ["", "   "])
-def test_an_empty_query_is_refused(shell, query: str) -> None:
+def test_an_empty_query_is_refused(shell) -> None:
     """There is nothing to look for."""
     write_texts(shell, 3)
     shell.type("run", "in.jsonl", "-o", "out")
-    refused = shell.type("search", "out", query)
-    assert refused.code == 2
-    assert "query is empty" in refused.err
+    for query in ("", "   "):
+        refused = shell.type("search", "out", query)
+        assert refused.code == 2
+        assert "query is empty" in refused.err
 
 
 def test_a_complete_run_says_so(shell) -> None:
@@ -53,9 +53,8 @@ def test_two_outputs_never_share_a_folder(shell, names: tuple[str, str]) -> None
     assert mine in refused.err
     assert "x.embatch" in refused.err
     assert {path.name for path in shell.folder.iterdir()} == before
-    for command in (["verify", other], ["search", other, "text 1"], ["status", other]):
-        assert shell.type(*command).code == 2
-    assert shell.type("verify", mine).code == 0
+    assert shell.type("verify", other).code == 2
+    assert shell.type("status", other).code == 2
     assert shell.type("status", mine, "--json").json["out"].endswith(mine)
 
 
@@ -81,7 +80,6 @@ def test_every_form_of_output_is_reused(shell, old: str) -> None:
     fresh = shell.type("run", "more.jsonl", "-o", "fresh", "--key", "id", "--json").json
     assert fresh["reused"] == 0
     assert vectors(shell, "new") == vectors(shell, "fresh")
-    assert shell.type("verify", "new").code == 0
 
 
 def vectors(shell, out: str) -> dict[str, bytes]:

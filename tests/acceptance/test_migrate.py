@@ -36,6 +36,14 @@ def embed_old(shell, out: str = "old", *flags: str) -> None:
     assert shell.type("run", "in.jsonl", "-o", out, *keep, *flags, "--json").code == 0
 
 
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory, shell_in):
+    """A folder with the earlier output in it, for all who only read it."""
+    shell = shell_in(tmp_path_factory.mktemp("embedded"))
+    embed_old(shell)
+    return shell
+
+
 def vectors_by_key(folder: Path) -> dict[str, np.ndarray]:
     """What the parts of an output hold."""
     found: dict[str, np.ndarray] = {}
@@ -58,53 +66,52 @@ def check_moved(folder: Path) -> None:
         assert np.array_equal(found[f"k{row}"], truth[row])
 
 
-def test_an_output_moves_to_another_model(shell) -> None:
+def test_an_output_moves_to_another_model(embedded) -> None:
     """The same keys, columns and rows, in the other model's space; the old output stays."""
-    embed_old(shell)
-    before = {path.name: path.read_bytes() for path in (shell.folder / "old").glob("*.parquet")}
-    ended = shell.type("migrate", "old", "-o", "new", "--model", OTHER, "--yes")
+    before = {path.name: path.read_bytes() for path in (embedded.folder / "old").glob("*.parquet")}
+    ended = embedded.type("migrate", "old", "-o", "moved", "--model", OTHER, "--yes")
     assert ended.code == 0, ended.err
     assert "to embed" in ended.out
-    check_moved(shell.folder / "new")
-    old = json.loads((shell.folder / "old" / "manifest.json").read_text())
-    new = json.loads((shell.folder / "new" / "manifest.json").read_text())
+    check_moved(embedded.folder / "moved")
+    old = json.loads((embedded.folder / "old" / "manifest.json").read_text())
+    new = json.loads((embedded.folder / "moved" / "manifest.json").read_text())
     for name in ("text_column", "key_column", "keep_columns", "inputs"):
         assert new[name] == old[name]
     assert (old["space"]["model"], new["space"]["model"]) == ("fake", OTHER)
-    after = {path.name: path.read_bytes() for path in (shell.folder / "old").glob("*.parquet")}
+    after = {path.name: path.read_bytes() for path in (embedded.folder / "old").glob("*.parquet")}
     assert after == before
-    assert shell.type("verify", "new").code == 0
+    assert embedded.type("verify", "moved").code == 0
 
 
-def test_it_asks_once(shell) -> None:
+def test_it_asks_once(embedded) -> None:
     """No answer and a no leave nothing; after a yes the same command goes on unasked."""
-    embed_old(shell)
-    line = ["migrate", "old", "-o", "new", "--model", OTHER]
+    line = ["migrate", "old", "-o", "asked", "--model", OTHER]
     for answer in ("", "n\n"):
-        refused = shell.type(*line, stdin=answer)
+        refused = embedded.type(*line, stdin=answer)
         assert refused.code == 2
         assert "--yes" in refused.err
-        assert not (shell.folder / "new").exists()
-    begun = shell.type(
+        assert not (embedded.folder / "asked").exists()
+    begun = embedded.type(
         *line, "--max-batch-items", "10", "--timeout", "0.5", stdin="y\n", delay_s=0.3
     )
     assert begun.code == 5, begun.err
-    assert "Embed 120 rows of old into new for about $0.00?" in begun.err
-    again = shell.type(*line, "--max-batch-items", "10", stdin="")
+    assert "Embed 120 rows of old into asked for about $0.00?" in begun.err
+    again = embedded.type(*line, "--max-batch-items", "10", stdin="")
     assert again.code == 0, again.err
     assert "Embed" not in again.err
-    check_moved(shell.folder / "new")
+    check_moved(embedded.folder / "asked")
 
 
-def test_a_dry_run_leaves_nothing(shell) -> None:
+def test_a_dry_run_leaves_nothing(embedded) -> None:
     """The quote, as a table or an object, and no output, run or file."""
-    embed_old(shell)
-    line = ["migrate", "old", "-o", "new", "--model", OTHER, "--dry-run"]
-    assert "to embed" in shell.type(*line).out
-    quoted = shell.type(*line, "--json").json
+    line = ["migrate", "old", "-o", "dry", "--model", OTHER, "--dry-run"]
+    assert "to embed" in embedded.type(*line).out
+    quoted = embedded.type(*line, "--json").json
     assert (quoted["rows"], quoted["to_embed"], quoted["model"]) == (ROWS, ROWS, OTHER)
-    assert not (shell.folder / "new").exists()
-    assert len(shell.type("runs", "--json").json["runs"]) == 1
+    assert not (embedded.folder / "dry").exists()
+    names = {run["out"] for run in embedded.type("runs", "--json").json["runs"]}
+    assert str(embedded.folder / "old") in names
+    assert str(embedded.folder / "dry") not in names
 
 
 def test_a_source_that_changed_is_refused(shell) -> None:
@@ -127,15 +134,14 @@ def test_a_source_that_changed_is_refused(shell) -> None:
     check_moved(shell.folder / "kept")
 
 
-def test_another_source_is_compared_with_what_was_embedded(shell) -> None:
+def test_another_source_is_compared_with_what_was_embedded(embedded) -> None:
     """Texts that the output never saw are counted; a file without any of its texts is refused."""
-    embed_old(shell)
     rows = [{"id": f"k{n}", "body": text_of(n), "n": n} for n in range(100, ROWS + 10)]
-    shell.write_rows("later.jsonl", rows)
-    shell.write_rows("wrong.jsonl", [{"id": "k", "body": "something else", "n": 0}])
-    line = ["migrate", "old", "-o", "new", "--model", OTHER, "--dry-run", "--source"]
-    assert "old embedded 20 of these 30 texts" in shell.type(*line, "later.jsonl").err
-    refused = shell.type(*line, "wrong.jsonl")
+    embedded.write_rows("later.jsonl", rows)
+    embedded.write_rows("wrong.jsonl", [{"id": "k", "body": "something else", "n": 0}])
+    line = ["migrate", "old", "-o", "compared", "--model", OTHER, "--dry-run", "--source"]
+    assert "old embedded 20 of these 30 texts" in embedded.type(*line, "later.jsonl").err
+    refused = embedded.type(*line, "wrong.jsonl")
     assert refused.code == 2
     assert "check --source" in refused.err
 
@@ -181,21 +187,21 @@ def test_data_without_a_file_want_a_source(shell) -> None:
     assert "--source FILE" in refused.err
 
 
-def test_the_same_space_is_no_move(shell) -> None:
+def test_the_same_space_is_no_move(embedded) -> None:
     """The output holds these vectors already."""
-    embed_old(shell)
-    refused = shell.type("migrate", "old", "-o", "new", "--model", "fake", "--yes")
+    refused = embedded.type("migrate", "old", "-o", "same", "--model", "fake", "--yes")
     assert refused.code == 2
     assert "already" in refused.err
-    assert not (shell.folder / "new").exists()
-    moved = shell.type("migrate", "old", "-o", "new", "--model", "fake", "--dims", "8", "--yes")
+    assert not (embedded.folder / "same").exists()
+    moved = embedded.type("migrate", "old", "-o", "same", "--model", "fake", "--dims", "8", "--yes")
     assert moved.code == 0, moved.err
 
 
-def test_a_model_of_the_clouds_wants_their_name(shell) -> None:
+def test_a_model_of_the_clouds_wants_their_name(embedded) -> None:
     """A local output does not tell which cloud is meant."""
-    embed_old(shell)
-    refused = shell.type("migrate", "old", "-o", "new", "--model", "gemini-embedding-001", "--yes")
+    refused = embedded.type(
+        "migrate", "old", "-o", "cloudy", "--model", "gemini-embedding-001", "--yes"
+    )
     assert refused.code == 2
     assert "--provider gemini" in refused.err
 
