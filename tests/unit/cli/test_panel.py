@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from embatch.cli.panel import LivePanel, Pace, PlainLines, draw_panel, open_view, plain_line
+from embatch.runs.quota_status import QuotaStatus
 from embatch.types.state import RunState
 
 
@@ -45,6 +46,26 @@ def test_the_panel_shows_pace_and_counts(make_status) -> None:
 def test_the_panel_says_what_it_waits_for(make_status) -> None:
     """A blocked run tells why."""
     assert "quota" in drawn(make_status(waiting="batch 3 waits 12 s more (quota): slow down"))
+
+
+def test_the_panel_shows_the_quota_while_the_run_goes_on(make_status) -> None:
+    """One line of it, and none once the run has ended."""
+    quota = QuotaStatus(
+        scope="gemini/key/model",
+        ceiling_tokens=2_140_000,
+        ceiling_jobs=None,
+        tokens_in_flight=1_900_000,
+        jobs_in_flight=33,
+        accepted=90,
+        refused=4,
+        last_refused_at=374.0,
+        waits_for=None,
+        waits_until=None,
+        words="ceiling ≈ 2.1 M tokens, last 429 12 min ago",
+    )
+    assert quota.words in drawn(make_status(quota=quota))
+    ended = make_status(quota=quota, state=RunState.COMPLETED, finished_at=1090.0)
+    assert quota.words not in drawn(ended)
 
 
 def test_an_error_is_shown_as_it_is(make_status) -> None:
