@@ -132,8 +132,8 @@ class Shopper:
 
     def fault(self, kind: str, times: int | None = None, **args: Any) -> None:
         """Puts a fault in force."""
-        match = args.pop("match", {})
-        self.cloud.add_fault(Fault(kind, match, times=times, args=args))
+        match, after = args.pop("match", {}), args.pop("after_matches", 0)
+        self.cloud.add_fault(Fault(kind, match, times=times, after=after, args=args))
 
     def check_whole(self) -> None:
         """Every key once, every vector that of its text, each row charged once."""
@@ -246,6 +246,23 @@ def test_kills_leave_the_cap_whole(begin: Any) -> None:
     done = shopper.type(*higher(status))
     assert done.returncode == 0, done.stderr[-3000:]
     shopper.check_whole()
+
+
+def test_a_bad_day_does_not_pass_the_cap(begin: Any) -> None:
+    """Answers lost after they were billed, at once and at creates, rows that never come, jobs that
+    fail, and a kill: what is on the books is never less than the bill."""
+    shopper = begin()
+    cap = SHARE * shopper.quote()
+    at_once = {"route": "models.*mbed*"}
+    shopper.fault("reset_after", times=2, match=at_once, after_matches=2)
+    shopper.fault("server_error", times=2, after=True, match=at_once, after_matches=6)
+    shopper.fault("reset_after", times=2, match={"route": "batches.create"})
+    shopper.fault("missing_rows", times=2, count=2)
+    shopper.fault("job_failed", times=2)
+    killed = shopper.run(cap, kill_at="submit.done:3")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    status = stopped(shopper.run(cap))
+    assert shopper.billed() <= status["cost"]["spent_usd"] + status["cost"]["open_usd"] <= cap
 
 
 def test_repurchases_count_against_the_cap(begin: Any) -> None:
