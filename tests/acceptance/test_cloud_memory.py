@@ -1,0 +1,106 @@
+"""Peak memory of a run on a cloud does not grow with the dataset, reading processes included."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embatch.testing.cloud import CloudProcess
+
+DIMS = 768
+MOST_MB = 500
+SAMPLE_S = 0.05
+
+
+def write_texts(path: Path, rows: int) -> None:
+    """Distinct texts of about 45 characters."""
+    with pq.ParquetWriter(path, pa.schema({"id": pa.string(), "text": pa.string()})) as writer:
+        for start in range(0, rows, 50_000):
+            numbers = range(start, min(start + 50_000, rows))
+            texts = [f"text number {n} of a long catalogue of things" for n in numbers]
+            writer.write_table(pa.table({"id": [f"key-{n}" for n in numbers], "text": texts}))
+
+
+def peak_mb(process: psutil.Process) -> float:
+    """VmHWM of one process, in MB of 2**20 bytes; 0 when it has ended."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except OSError:
+        return 0.0
+    _, found, rest = status.partition("VmHWM:")
+    return int(rest.split()[0]) / 1024 if found else 0.0
+
+
+def watched(command: subprocess.Popen[str]) -> list[float]:
+    """The peaks of a command and of all that it starts, once it has ended."""
+    peaks: dict[int, float] = {}
+    root = psutil.Process(command.pid)
+    while True:
+        try:
+            command.wait(SAMPLE_S)
+        except subprocess.TimeoutExpired:
+            for process in [root, *root.children(recursive=True)]:
+                peaks[process.pid] = max(peaks.get(process.pid, 0.0), peak_mb(process))
+        else:
+            return list(peaks.values())
+
+
+def run(folder: Path, rows: int) -> float:
+    """The sum of all peaks of a whole run over the fake cloud."""
+    folder.mkdir()
+    write_texts(folder / "texts.parquet", rows)
+    with CloudProcess(state=folder / "cloud") as cloud:
+        variables = {
+            "EMBATCH_HOME": str(folder / "home"),
+            "PATH": "/usr/bin:/bin",
+            "GOOGLE_API_KEY": cloud.api_key,
+            "GOOGLE_GEMINI_BASE_URL": cloud.gemini_url,
+        }
+        flags = ["--provider", "gemini", "--dims", str(DIMS), "--key", "id"]
+        command = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "embatch", "run", "texts.parquet", "-o", "out", *flags),
+                *("--poll-interval", "0.5", "--json", "--log-format", "text"),
+            ],
+            cwd=folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        peaks = watched(command)
+        assert command.stdout is not None
+        status = json.loads(command.stdout.read())
+        command.stdout.close()
+        assert command.returncode == 0, status
+        assert (status["written"], status["failed"]) == (rows, 0)
+        assert cloud.bill().rows_billed_twice == 0
+    assert len(peaks) > 1, "no process read beside the run"
+    return sum(peaks)
+
+
+def compare(tmp_path: Path, small_rows: int, large_rows: int) -> None:
+    """Runs both; prints and compares."""
+    small = run(tmp_path / "small", small_rows)
+    large = run(tmp_path / "large", large_rows)
+    print(f"\npeak of {small_rows} rows {small:.0f} MB, of {large_rows} rows {large:.0f} MB")
+    assert large <= 1.1 * small
+    assert large < MOST_MB
+
+
+@pytest.mark.timeout(900)
+def test_two_hundred_thousand_rows_take_the_memory_of_fifty_thousand(tmp_path: Path) -> None:
+    """Within a tenth, and under 500 MB, the run and its processes together."""
+    compare(tmp_path, 50_000, 200_000)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_million_rows_take_the_memory_of_two_hundred_thousand(tmp_path: Path) -> None:
+    """The same, whole."""
+    compare(tmp_path, 200_000, 1_000_000)
