@@ -253,6 +253,17 @@ def test_a_cancelled_run_frees_what_was_not_sent(journal: Journal) -> None:
     assert journal.ledger.committed("r1") == (0.0, 0.0)
 
 
+def test_an_open_purchase_may_be_held_for_less(journal: Journal) -> None:
+    """Once its results tell what it cost; the price stays, and it is never held for more."""
+    start(journal, 1.0)
+    journal.ledger.reserve(purchase("a", 0.4), now=NOW)
+    journal.ledger.tighten("a", 100, now=NOW)
+    journal.ledger.tighten("a", 300, now=NOW)
+    assert journal.ledger.committed("r1") == (0.0, pytest.approx(0.1))
+    journal.ledger.settle("a", Bought(rows=10, tokens=100), now=NOW)
+    assert journal.ledger.committed("r1") == (pytest.approx(0.1), 0.0)
+
+
 def test_a_late_twin_is_billed_once_more(journal: Journal) -> None:
     """What was held absent and had run counts, with all its rows bought again."""
     ((batch, token),) = start(journal, 1.0)

@@ -56,6 +56,21 @@ class LedgerTable:
         with self._database.write() as connection:
             void(connection, ref, now)
 
+    def tighten(self, ref: str, tokens: int, *, now: float) -> None:
+        """An open purchase cannot cost more than `tokens`, as its results tell by now."""
+        table = ledger_table.c
+        with self._database.write() as connection:
+            run_id = connection.execute(
+                update(ledger_table)
+                .where(table.ref == ref, table.state == "reserved", table.tokens_bound > tokens)
+                .values(
+                    tokens_bound=max(1, tokens),
+                    usd_bound=table.usd_bound * (max(1, tokens) * 1.0 / table.tokens_bound),
+                )
+                .returning(table.run_id)
+            ).scalar()
+            wake(connection, run_id, now)
+
     def settle_beside(self, label: str, rows: int, *, now: float) -> None:
         """A job that its batch went on without has ended: `rows` of it were billed once more."""
         table = ledger_table.c

@@ -18,6 +18,7 @@ from embatch.errors import (
     ProviderUnavailableError,
 )
 from embatch.journal.ledger import Change, settlement
+from embatch.journal.purchases import Bought
 from embatch.journal.records import Failure, NewBatch
 from embatch.runs.audit import UNPROVEN, keeps_stages, misread, proven, unproven
 from embatch.runs.audit_notes import Audit
@@ -28,7 +29,7 @@ from embatch.runs.outcomes import Done, Now, Outcome, Stuck
 from embatch.runs.pace import RETRY_DELAY_S
 from embatch.runs.step import Step
 from embatch.runs.tokens import calibration_name
-from embatch.runs.trouble import lost, smaller, unreadable
+from embatch.runs.trouble import QUOTA, lost, smaller, unreadable
 from embatch.runs.verify import Joined
 from embatch.types.embedding import RowError
 from embatch.types.results import Matrix
@@ -55,14 +56,19 @@ def collect_results(step: Step) -> Outcome:
         except AlignmentError as error:
             return misread(step, error)
         errors = joined.errors
+        spent = _spent(step, joined)
         if len(errors) == batch.items and all(one.code == "wrong_dims" for one in errors.values()):
             # Another try would buy the same: the run asks for what the model does not give.
+            context.journal.ledger.settle(str(batch.label), spent, now=context.now())
             return Stuck(
                 error=f"batch {batch.number} was computed in vain: {errors[0].message} in every "
                 "row; forget this run and start a new output with the --dims that the model gives",
                 hopeless=True,
             )
         context.checkpoint("results.joined")
+        if context.config.max_cost_usd is not None and not spent.estimated:
+            # What was kept for it and is not needed may be what its audit wants.
+            context.journal.ledger.tighten(str(batch.label), spent.tokens, now=context.now())
         found = proven(step, joined)
         return write_proven(step, joined, found) if isinstance(found, Audit) else found
 
@@ -82,11 +88,13 @@ def write_proven(step: Step, joined: Joined, audit: Audit) -> Outcome:
     )
 
 
-def _settlements(step: Step, joined: Joined) -> list[Change]:
+def _spent(step: Step, joined: Joined) -> Bought:
     """What the results say that the job cost."""
-    batch, context = step.batch, step.context
-    spent = spent_on(batch, joined.errors, tokens=joined.tokens, uncounted=joined.uncounted)
-    return [settlement(str(batch.label), spent, now=context.now())]
+    return spent_on(step.batch, joined.errors, tokens=joined.tokens, uncounted=joined.uncounted)
+
+
+def _settlements(step: Step, joined: Joined) -> list[Change]:
+    return [settlement(str(step.batch.label), _spent(step, joined), now=step.context.now())]
 
 
 def _calibrations(step: Step, joined: Joined) -> list[Change]:
@@ -150,7 +158,8 @@ def finish_part(
 
 def _others(step: Step, errors: Mapping[int, RowError]) -> dict[str, Any]:
     """The rows that have no vector: as a child batch to try again, and as failures."""
-    attempt = step.batch.attempt
+    no_room = step.batch.error_code == QUOTA  # the service ended the job for it: no attempt is lost
+    attempt = step.batch.attempt - no_room
     again = sorted(i for i, error in errors.items() if error.transient and attempt < MAX_ATTEMPTS)
     for_good = {i: error for i, error in errors.items() if i not in set(again)}
     in_vain = bought_in_vain(step.batch, errors)
