@@ -61,7 +61,13 @@ def _ended(step: Step, status: RemoteStatus) -> Outcome:
         kept_s = context.provider.limits.results_kept_s
         ended_at = context.now() if status.ended_at is None else status.ended_at
         until = None if kept_s is None else ended_at + kept_s
-        step.move(BatchEvent.RESULTS_READY, polls=0, results_until=until, **_seen(status))
+        step.move(
+            BatchEvent.RESULTS_READY,
+            polls=0,
+            results_until=until,
+            error_code=QUOTA if status.quota else None,
+            **_seen(status),
+        )
         context.checkpoint("results.ready")
         return Now()
     event = _ENDINGS.get(status.state, BatchEvent.JOB_FAILED)

@@ -44,6 +44,8 @@ _FRESH: Final[dict[str, Any]] = {
     "cancel_asked_at": None,
     "remote_state": None,
     "results_until": None,
+    "error_code": None,
+    "error": None,
 }
 """What a new attempt knows of its job."""
 

@@ -123,7 +123,7 @@ def test_what_a_stopped_job_holds_is_kept(replay: Replays) -> None:
         return [replace(block, keys=block.keys[:4], vectors=block.vectors[:4])]
 
     provider = slow(FakeProvider(on_job=first(JobState.PENDING), on_cancel=stop, on_results=half))
-    run = replay(provider, [f"text {n}" for n in range(8)])
+    run = replay(provider, [f"text {n}" for n in range(8)], stuck_after_s=2 * 3600.0)
     run.work()
     run.assert_right()
     assert [len(job) for job in _sizes(run)] == [8, 2, 2]
@@ -134,7 +134,7 @@ def test_a_job_that_ignores_its_cancelling_is_left_behind_and_watched(replay: Re
     """Its rows are sent again; it counts against the quota until it ends, and is then removed,
     with what it cost on the books."""
     provider = slow(FakeProvider(on_job=first(JobState.PROCESSING)))
-    run = replay(provider, [f"text {n}" for n in range(8)])
+    run = replay(provider, [f"text {n}" for n in range(8)], stuck_after_s=2 * 3600.0)
     run.work()
     run.assert_right()
     assert provider.cancelled == ["jobs/0"]
@@ -173,6 +173,26 @@ def test_a_job_that_failed_for_quota_loses_no_attempt(replay: Replays) -> None:
     assert run.clock() - began > 1000.0
 
 
+def test_rows_that_a_quota_cut_off_lose_no_attempt(replay: Replays) -> None:
+    """The job failed with half of its rows: the others go on as attempt 1, however often."""
+    left = iter(range(6))
+
+    def spoil(job: Job) -> None:
+        if next(left, None) is not None:
+            job.state, job.quota = JobState.FAILED, True
+
+    def half(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        (block,) = blocks
+        kept = len(block.keys) // 2 if job.quota else len(block.keys)
+        return [replace(block, keys=block.keys[:kept], vectors=block.vectors[:kept])]
+
+    run = replay(FakeProvider(on_job=spoil, on_results=half), [f"text {n}" for n in range(8)])
+    run.work()
+    run.assert_right()
+    assert len(run.provider.submitted) == 7
+    assert {label.split(":")[4] for label in run.provider.submitted} == {"1"}
+
+
 # What cannot be read, and what is gone.
 
 
@@ -184,7 +204,7 @@ def test_results_that_cannot_be_read_are_asked_for_through_days(replay: Replays)
 
     def read(_: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
         if run.clock() < ready_at:
-            run.clock.advance(3600.0)
+            run.clock.advance(6 * 3600.0)
             raise ProviderUnavailableError("404: the result file is not there")
         return blocks
 
@@ -202,7 +222,7 @@ def test_results_that_never_come_are_bought_again_and_counted(replay: Replays) -
 
     def read(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
         if job.label == provider.submitted[0]:
-            run.clock.advance(DAY_S / 8)
+            run.clock.advance(DAY_S / 3)
             raise ProviderUnavailableError("403: the result file is gone")
         return blocks
 
@@ -379,7 +399,7 @@ def test_a_list_that_cannot_be_read_for_long_calls_a_person(replay: Replays) -> 
     """Nobody may say that the job is absent: `resolve` does, and the label stays watched."""
     provider = FakeProvider(before_submit=failing(1, LOST))
     provider.before_find = failing(10_000, ProviderUnavailableError("503"))
-    run = replay(provider, ["one"])
+    run = replay(provider, ["one"], stuck_after_s=1800.0)
     stuck = until_stuck(run)
     (batch,) = run.journal.batches.walk(run.context.run_id)
     assert batch.state is BatchState.SUBMITTING
@@ -399,7 +419,7 @@ def test_a_job_in_doubt_is_adopted_by_its_name_and_no_other_is(replay: Replays) 
     """The name must bear a label of that batch."""
     provider = FakeProvider(after_submit=failing(2, LOST))
     provider.before_find = failing(10_000, ProviderUnavailableError("503"))
-    run = replay(provider)
+    run = replay(provider, stuck_after_s=1800.0)
     until_stuck(run)
     names = {job.label: name for name, job in provider.jobs.items()}
     batches = list(run.journal.batches.walk(run.context.run_id))
