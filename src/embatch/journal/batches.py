@@ -287,7 +287,7 @@ class BatchTable:
                 .where(
                     table.run_id == run_id,
                     table.blocked_reason == "person",
-                    table.state.not_in([state.value for state in FINAL_BATCH_STATES]),
+                    table.state != BatchState.SPLIT.value,
                 )
                 .order_by(table.number)
                 .limit(limit)

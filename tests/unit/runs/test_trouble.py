@@ -286,6 +286,21 @@ def test_a_job_that_is_gone_waits_for_a_person_who_finds_it_or_not(replay: Repla
     assert bought_twice(lost) != {}
 
 
+def test_results_whose_job_is_gone_wait_for_a_person(replay: Replays) -> None:
+    """It had ended, and was deleted before it was read; the job that somebody restored is taken."""
+    provider = FakeProvider()
+    run = replay(provider, ["one", "two"])
+    work_until(run, BatchState.READY)
+    kept = provider.jobs.pop("jobs/0")
+    assert "no longer knows jobs/0" in until_stuck(run).error
+    provider.jobs["jobs/restored"] = kept
+    resolve_batch(run.context, 0, adopt="jobs/restored")
+    run.work()
+    run.assert_right()
+    assert len(provider.submitted) == 1
+    assert bought_twice(run) == {}
+
+
 def test_a_job_in_the_list_that_cannot_be_looked_at_is_waited_for(replay: Replays) -> None:
     """GET says 404 while the list has it: it is not given up."""
     provider = FakeProvider(before_poll=failing(5, NotFoundError("404")))
