@@ -6,7 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -115,12 +115,12 @@ class Shopper:
         usd: float = json.loads(planned.stdout)["cost_usd"]
         return usd
 
-    def run(self, cap: float, **killing: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, cap: float, *, more: Sequence[str] = (), **killing: str
+    ) -> subprocess.CompletedProcess[str]:
         """The run under a cap, begun or taken up again."""
-        pace = ["--poll-interval", "0.1", "--settle", "2"]
-        return self.type(
-            *self.asked("run", "-o", "out", *pace, "--max-cost", f"{cap:.9f}", "--json"), **killing
-        )
+        pace = ["--poll-interval", "0.1", "--settle", "2", "--max-cost", f"{cap:.9f}"]
+        return self.type(*self.asked("run", "-o", "out", *pace, *more, "--json"), **killing)
 
     def billed(self) -> float:
         """What the service charged, in dollars."""
@@ -246,6 +246,36 @@ def test_kills_leave_the_cap_whole(begin: Any) -> None:
     done = shopper.type(*higher(status))
     assert done.returncode == 0, done.stderr[-3000:]
     shopper.check_whole()
+
+
+def test_a_run_that_is_only_submitted_sends_what_the_cap_bears(begin: Any) -> None:
+    """--no-wait comes back while jobs hold the money; the run goes on when they have ended."""
+    shopper = begin()
+    cap = SHARE * shopper.quote()
+    shopper.fault("job_stuck")
+    sent = shopper.run(cap, more=["--no-wait", "--no-probe"])
+    assert sent.returncode == 0, sent.stderr[-3000:]
+    status = json.loads(sent.stdout)
+    assert status["batches"]["submitted"] > 1
+    assert 0.5 * cap < status["cost"]["open_usd"] <= cap
+    shopper.cloud.clear_faults()
+    stopped(shopper.run(cap))
+    assert 0.6 * cap < shopper.billed() <= cap
+
+
+def test_what_costs_nothing_is_written_before_a_run_stops(begin: Any) -> None:
+    """Vectors of an earlier output are there though no money is; a cap of nothing buys nothing."""
+    shopper = begin()
+    half = ROWS // 2
+    lines = (shopper.folder / "texts.jsonl").read_text().splitlines()
+    (shopper.folder / "half.jsonl").write_text("\n".join(lines[:half]) + "\n")
+    first = shopper.asked("run", "-o", "old", "--poll-interval", "0.1", "--audit", "off")
+    first[1] = "half.jsonl"
+    assert shopper.type(*first).returncode == 0
+    before = shopper.billed()
+    status = stopped(shopper.run(0.0, more=["--reuse", "old"]))
+    assert (status["written"], status["cost"]["spent_usd"]) == (half, 0.0)
+    assert shopper.billed() == before
 
 
 def test_a_bad_day_does_not_pass_the_cap(begin: Any) -> None:

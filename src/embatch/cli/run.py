@@ -271,10 +271,13 @@ def submit_and_leave(
             return True
         walk = environment.journal.batches.walk(handle.id, states=_UNSENT)
         unsent = [batch for batch in walk if batch.kind == "embed"]
-        return not unsent or status.state is RunState.PARKED or _waits_for_quota(unsent, now())
+        held = _waits_for_quota(unsent, now()) or _waits_for_money(unsent, now())
+        return not unsent or status.state is RunState.PARKED or held
 
     status, _ = wait_for(session, handle, timeout=timeout, enough=sent)
     _refuse(environment, status)
+    if status.state is RunState.OVER_BUDGET:
+        raise typer.Exit(report(session, status, None))
     if session.as_json:
         session.emit(status.to_json() | {"exit_code": 0})
     what = "is submitted"
@@ -292,6 +295,13 @@ def _waits_for_quota(unsent: "Sequence[BatchRecord]", now: float) -> bool:
     held = [batch for batch in uploaded if batch.blocked_reason == "quota" and batch.next_at > now]
     full = len(held) >= AHEAD or len(uploaded) == len(unsent)
     return full and len(held) == len(uploaded)
+
+
+def _waits_for_money(unsent: "Sequence[BatchRecord]", now: float) -> bool:
+    """What is begun is sent, and the next batch finds no money before some of it has ended."""
+    planned = [batch for batch in unsent if batch.state is BatchState.PLANNED]
+    short = any(batch.blocked_reason == "budget" and batch.next_at > now for batch in planned)
+    return short and len(planned) == len(unsent)
 
 
 _UNSENT = (BatchState.PLANNED, BatchState.UPLOADING, BatchState.UPLOADED)

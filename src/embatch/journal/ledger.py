@@ -267,16 +267,19 @@ def _refusal(
 
 
 def something_moves(connection: Connection, run_id: str, *, but: int | None = None) -> bool:
-    """A batch of the run, `but` one, is under way or being begun, and waits for no money."""
+    """A batch of the run, `but` one, is under way or being begun, or costs nothing, and waits for
+    no money."""
     table = batches_table.c
-    begun = (table.state == BatchState.PLANNED.value) & table.lease_token.is_not(None)
+    planned = table.state == BatchState.PLANNED.value
+    begun = planned & table.lease_token.is_not(None) & (table.kind == "embed")
+    free = planned & (table.kind == "reused")
     waits = table.blocked_reason.in_(("budget", "person"))
     found = connection.execute(
         select(table.id)
         .where(
             table.run_id == run_id,
             table.id != (but or 0),
-            or_(table.state.not_in(_AT_REST), begun & (table.kind == "embed")),
+            or_(table.state.not_in(_AT_REST), begun, free),
             or_(table.blocked_reason.is_(None), ~waits),
         )
         .limit(1)
