@@ -100,8 +100,12 @@ class Session:
 
     def environment(self) -> "Environment":
         """Opens the journal; close what comes back."""
+        import pyarrow as pa
+
         from embatch.environment import Environment
 
+        # Arrow's default allocator keeps tens of megabytes for each thread, and is no faster here.
+        pa.set_memory_pool(pa.system_memory_pool())
         return Environment.open(journal=self.journal, hooks=self.hooks)
 
     def _fail(self, error: BaseException, message: str) -> ExitCode:
