@@ -35,7 +35,8 @@ def poll(step: Step) -> Outcome:
             raise
         return Stuck(
             error=f"batch {batch.number}: {batch.remote_name} could not be looked at for days: "
-            f"{error}. Its rows may be paid for. To try on, type: embatch resume {batch.run_id}; "
+            f"{str(error).rstrip('.')}. Its rows may be paid for. To try on, type: "
+            f"embatch resume {batch.run_id}; "
             f"to give it up, type: embatch resolve {batch.run_id} {batch.number} --absent, and "
             "its rows are bought again"
         )

@@ -55,7 +55,7 @@ def lost(step: Step) -> Outcome:
     if found is None:
         return Stuck(
             error=f"batch {batch.number}: the provider no longer knows {batch.remote_name}, nor "
-            f"any job named {batch.label}{_elsewhere(step)}. {choice(step)}"
+            f"any job named {batch.label}{_elsewhere(step)}. {_choice(step, 'bought')}"
         )
     step.note(polls=_failures(step) + 1, remote_name=found.name)
     return After(
@@ -65,13 +65,13 @@ def lost(step: Step) -> Outcome:
     )
 
 
-def choice(step: Step) -> str:
+def _choice(step: Step, then: str) -> str:
     """What a person may type about a job that may or may not be there."""
     batch = step.batch
     command = f"embatch resolve {batch.run_id} {batch.number}"
     return (
         f"If you find it, type: {command} --adopt NAME; "
-        f"if it is surely gone, type: {command} --absent, and its rows are bought again"
+        f"if there is surely none, type: {command} --absent, and its rows are {then} again"
     )
 
 
@@ -95,8 +95,9 @@ def in_doubt(step: Step, why: str) -> Stuck:
     """Nobody can tell whether the batch was created: a person looks."""
     batch = step.batch
     return Stuck(
-        error=f"batch {batch.number}: it cannot be told whether its job was created, {why}"
-        f"{_elsewhere(step)}. Look for a job named {batch.label}. {choice(step)}"
+        error=f"batch {batch.number}: it cannot be told whether its job was created, "
+        f"{why.rstrip('.')}"
+        f"{_elsewhere(step)}. Look for a job named {batch.label}. {_choice(step, 'sent')}"
     )
 
 
