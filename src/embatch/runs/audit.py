@@ -25,6 +25,7 @@ from embatch.journal.ledger import settlement
 from embatch.runs import cost
 from embatch.runs.audit_notes import LEAST_COSINE, Audit, AuditNotes, Places
 from embatch.runs.context import RunContext
+from embatch.runs.gathered import let_go
 from embatch.runs.outcomes import Now, Outcome, Stuck
 from embatch.runs.probe import untrue_cost
 from embatch.runs.sampling import RAISED_ROWS, drawn, rows_to_audit
@@ -32,7 +33,7 @@ from embatch.runs.step import Step
 from embatch.runs.verify import Joined
 from embatch.types.embedding import RowError
 from embatch.types.results import Embedded, Matrix
-from embatch.types.state import BatchEvent
+from embatch.types.state import BatchEvent, BatchState
 
 log = logging.getLogger("embatch.runs")
 
@@ -57,18 +58,6 @@ UNPROVEN = RowError(
 )
 
 
-def misread(step: Step, error: AlignmentError) -> Outcome:
-    """Quarantines a batch whose results do not fit its rows.
-
-    Where they did once, and only the part was lost, they are read again.
-    """
-    if step.batch.part_sha256 is not None:
-        raise ProviderUnavailableError(
-            f"the results of batch {step.batch.number} are not as they were: {error}"
-        ) from None
-    return quarantine(step, str(error), code=MISALIGNED)
-
-
 def proven(step: Step, joined: Joined) -> Audit | Outcome:
     """The audit that a batch's results stood, or what became of the batch instead."""
     context, batch = step.context, step.batch
@@ -82,10 +71,6 @@ def proven(step: Step, joined: Joined) -> Audit | Outcome:
     audit = audit_results(step, joined.vectors, joined.errors)
     if isinstance(audit, Stuck) or not len(audit.wrong):
         return audit
-    if batch.part_sha256 is not None:
-        raise ProviderUnavailableError(
-            f"the results of batch {batch.number} are not as they were: {sentence(audit)}"
-        )
     return mismatched(step, audit, joined)
 
 
@@ -115,8 +100,14 @@ def audit_results(
     places = drawn(f"{batch.label}/{wanted}", _good(batch.items, failed), wanted)
     if not len(places):
         return Audit()
+
+    def vectors_at(some: Places) -> Matrix:
+        found = matrix[some]
+        let_go(matrix)
+        return found
+
     try:
-        audit = compare(step, places, lambda some: matrix[some])
+        audit = compare(step, places, vectors_at)
     except AlignmentError as error:
         return Stuck(error=f"batch {batch.number} cannot be audited: {error} {way_out(step)}")
     if not len(audit.places):
@@ -259,9 +250,20 @@ def quarantine(
     also: tuple[Any, ...] = (),
     **facts: Any,
 ) -> Outcome:
-    """Puts a batch aside with the evidence. A mismatch raises the run's audits from now on."""
+    """Puts a batch aside with the evidence. A mismatch raises the run's audits from now on.
+
+    Results that fitted once, of a batch whose part alone was lost, are read again instead.
+    """
     batch, context = step.batch, step.context
+    fitted = batch.state is BatchState.READY and batch.part_sha256 is not None
+    if fitted and code != UNKNOWN_KEYS:
+        raise ProviderUnavailableError(
+            f"the results of batch {batch.number} are not as they were: {error}"
+        )
     changes = [*also]
+    if not also and batch.state is BatchState.READY:
+        spent = cost.spent_in_vain(batch)
+        changes.append(settlement(str(batch.label), spent, now=context.now()))
     if audit is not None:
         changes.append(evidence(audited_rows(step, audit)))
         if code == MISALIGNED:

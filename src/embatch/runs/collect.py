@@ -20,7 +20,14 @@ from embatch.errors import (
 from embatch.journal.ledger import Change, settlement
 from embatch.journal.purchases import Bought
 from embatch.journal.records import Failure, NewBatch
-from embatch.runs.audit import UNPROVEN, keeps_stages, misread, proven, unproven
+from embatch.runs.audit import (
+    MISALIGNED,
+    UNPROVEN,
+    keeps_stages,
+    proven,
+    quarantine,
+    unproven,
+)
 from embatch.runs.audit_notes import Audit
 from embatch.runs.cost import bought_in_vain, bought_whole, bounds_of, prompt_bytes, spent_on
 from embatch.runs.gathered import gathered, let_go
@@ -54,7 +61,7 @@ def collect_results(step: Step) -> Outcome:
         except ProviderUnavailableError as error:
             return unreadable(step, error)
         except AlignmentError as error:
-            return misread(step, error)
+            return quarantine(step, str(error), code=MISALIGNED)
         errors = joined.errors
         spent = _spent(step, joined)
         if len(errors) == batch.items and all(one.code == "wrong_dims" for one in errors.values()):

@@ -1,7 +1,7 @@
 """What becomes of a quarantined batch: freed by an audit, bought again, or left to a person."""
 
 from embatch.datasets.parts import part_name
-from embatch.errors import AlignmentError, NotFoundError
+from embatch.errors import AlignmentError, NotFoundError, ProviderUnavailableError
 from embatch.runs.audit import (
     MISALIGNED,
     UNKNOWN_KEYS,
@@ -90,6 +90,10 @@ def _freed(step: Step) -> Outcome:
 
 def _not_freed(step: Step, audit: Audit) -> Outcome:
     """What was quarantined for its keys is wrong in its vectors too, or has none to compare."""
+    if step.batch.part_sha256 is not None:  # it stood its audit once, and only the part was lost
+        raise ProviderUnavailableError(
+            f"the results of batch {step.batch.number} are not as they were: read again"
+        )
     if len(audit.wrong):
         step.context.journal.audits.record(audited_rows(step, audit))
         step.note(error_code=MISALIGNED, error=sentence(audit))

@@ -318,3 +318,24 @@ def test_keys_of_another_batch_are_never_freed(replay: Replays) -> None:
     run.work()
     run.assert_right()
     assert len(run.provider.submitted) == 3
+
+
+def test_results_that_fitted_once_are_read_again_when_they_do_not(replay: Replays) -> None:
+    """A part is lost after it was journaled, and the second reading brings another file."""
+    readings: list[str] = []
+
+    def hook(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        readings.append(job.label)
+        return unknown("0123456789ab:0")(job, blocks) if len(readings) == 2 else blocks
+
+    def lose(name: str) -> None:
+        if name == "part.journaled" and len(readings) == 1:
+            for path in run.context.paths.parts.glob(".part-*"):
+                path.unlink()
+
+    run = replay(FakeProvider(on_results=hook), ["one", "two"])
+    run.context = replace(run.context, checkpoint=lose)
+    run.work()
+    run.assert_right()
+    assert len(readings) == 3
+    assert run.provider.rows_bought == ["one", "two"]
