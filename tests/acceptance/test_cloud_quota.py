@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 from embatch.config import journal_url
 from embatch.journal.store import Journal
 from embatch.runs.quota import Belief
+from embatch.runs.status import read_status
 from embatch.testing.cloud import CloudProcess, Fault, expected_vectors
 from embatch.vectors import normalize
 
@@ -82,19 +84,17 @@ class Runs:
             text=True,
         )
 
-    def type(self, *arguments: str) -> dict[str, Any]:
-        """What a command prints with `--json`."""
-        done = subprocess.run(
-            self.command(*arguments, "--json"),
-            env=self.environ(),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_S,
-            check=True,
-        )
-        told: dict[str, Any] = json.loads(done.stdout)
-        return told
+    def status(self) -> dict[str, Any]:
+        """The only run, as its status has it; a state of `unknown` before there is one."""
+        if not list(self.folder.glob("*/manifest.json")):
+            return {"state": "unknown", "written": 0}
+        journal = Journal.open(journal_url(str(self.folder / "home" / "journal.db")))
+        try:
+            now = self.since + (time.time() - self.since) * self.factor
+            found = [read_status(journal, run.id, now=now) for run in journal.list_runs()]
+        finally:
+            journal.close()
+        return found[0].to_json() if found else {"state": "unknown", "written": 0}
 
     def check(self, name: str) -> None:
         """Every row of a run once, each with its own vector."""
@@ -156,20 +156,24 @@ def test_the_quota_of_a_day_parks_a_run_until_it_turns(runs: Runs) -> None:
     runs.cloud.add_fault(
         Fault("rate_limited", {"route": "batches.create"}, after=5, id="day", args=day)
     )
-    process = runs.start("one", "--timeout", "8")
-    out, err = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 5, err[-3000:]
-    parked = json.loads(out)
-    assert parked["state"] == "parked"
-    assert "waiting for quota until" in parked["waiting"]
-    assert parked["written"] == 5 * BATCH_ITEMS
-    refused = runs.cloud.bill().refused["batches.create"]
-    assert refused == 1
-    assert runs.type("status", "one")["quota"]["waits_for"] == "day"
+    runs.cloud.add_fault(Fault("job_duration", args={"seconds": 0.5}))
+    process = runs.start("one")
+    deadline = time.monotonic() + DEADLINE_S
+    while (status := runs.status())["state"] != "parked" or status["written"] < 5 * BATCH_ITEMS:
+        assert process.poll() is None
+        assert time.monotonic() < deadline, status
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 143
+    assert status["written"] == 5 * BATCH_ITEMS
+    assert "waiting for quota until" in status["waiting"]
+    assert status["quota"]["waits_for"] == "day"
+    assert runs.cloud.bill().refused["batches.create"] == 1
     runs.cloud.clear_faults("rate_limited")
     runs.since -= 24 * 3600.0 / FACTOR  # a day later
     process = runs.start("one")
-    out, err = process.communicate(timeout=DEADLINE_S)
+    _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, err[-3000:]
     runs.check("one")
     assert runs.cloud.bill().rows_billed_twice == 0
