@@ -217,6 +217,14 @@ def spent_on(
     )
 
 
+def spent_in_vain(batch: BatchRecord) -> Bought:
+    """What a job came to whose results are of no use: the rows that the service counts among
+    those that succeeded, all where it counts nothing, at the batch's average estimate."""
+    rows = batch.succeeded if batch.succeeded + batch.failed else batch.items
+    tokens = -(-batch.tokens_estimated * rows // batch.items)
+    return Bought(rows=rows, tokens=tokens, rows_failed=rows, estimated=True)
+
+
 def bought_whole(step: Step) -> tuple[int, str] | None:
     """How many rows of a batch that is bought once more its job was billed for, and why it is."""
     batch = step.batch

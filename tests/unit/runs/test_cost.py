@@ -18,6 +18,7 @@ from embatch.errors import (
 )
 from embatch.journal.purchases import LedgerLine
 from embatch.journal.records import BatchRecord
+from embatch.providers.base import RemoteStatus
 from embatch.runs.accounts import dollars_up, read_accounts, require_priced, set_cap, summary
 from embatch.runs.cost import (
     FREE,
@@ -34,7 +35,7 @@ from embatch.runs.plan import item_bounds
 from embatch.testing.cloud import count_tokens
 from embatch.testing.provider import DEFAULT_LIMITS, FakeProvider, Job
 from embatch.types.embedding import RowError, Space
-from embatch.types.results import Embedded, ResultBlock
+from embatch.types.results import BatchProgress, Embedded, ResultBlock
 
 MODEL = "gemini-embedding-001"
 PRICE = Price(batch_usd=0.075, interactive_usd=0.15)
@@ -238,6 +239,31 @@ def test_rows_that_were_refused_are_not_bought_again_with_their_batch(replay: Re
     record = run.context.run()
     accounts = read_accounts(run.journal, record, run.journal.batches.counts(record.id))
     assert (accounts.rows_again, accounts.again_why) == (5, {"misaligned": 5})
+
+
+def test_a_half_served_job_that_is_misaligned_was_billed_for_its_half(replay: Replays) -> None:
+    """Its results cannot be read, and the service has counted three of its six rows."""
+
+    def spoil(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        if len(run.provider.submitted) > 1:
+            return blocks
+        (block,) = blocks
+        keys = [block.keys[0], block.keys[0], block.keys[1]]
+        return [ResultBlock(keys=keys, vectors=block.vectors[:3])]
+
+    class Halving(FakeProvider):
+        def poll(self, name: str) -> RemoteStatus:
+            seen = super().poll(name)
+            counts = BatchProgress(total=6, succeeded=3, failed=0)
+            return replace(seen, progress=counts) if len(self.submitted) == 1 else seen
+
+    run = replay(Halving(model=MODEL, on_results=spoil), TEXTS[:6])
+    run.work()
+    run.assert_right()
+    record = run.context.run()
+    accounts = read_accounts(run.journal, record, run.journal.batches.counts(record.id))
+    assert (accounts.rows_again, accounts.again_why) == (3, {"misaligned": 3})
+    assert accounts.bought.rows == 9
 
 
 @pytest.fixture
