@@ -157,7 +157,8 @@ class Proof:
         self._check_output()
         billed, twice = self._check_bill(before, faults)
         again = self._reported(status)
-        if again is not None and again != twice:
+        # Where faults meet in one row, the run may count it too often, never too seldom.
+        if again is not None and (again < twice or (again > twice and not self.line.mixed)):
             self.problems.append(f"{twice} rows were bought twice, {again} are reported")
         if left := [name for name in self._jobs() if name not in there]:
             self.problems.append(f"{len(left)} jobs are left at the service")
