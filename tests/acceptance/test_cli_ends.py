@@ -118,7 +118,7 @@ def test_lists_for_programs_have_no_padding(shell) -> None:
 def test_a_run_without_a_process_is_not_called_running(shell) -> None:
     """While a process works on it a run is running; once that is killed, nobody says so."""
     write_texts(shell, 400)
-    process = shell.start("run", "in.jsonl", "-o", "out", "--max-batch-items", "20", delay_s=0.2)
+    process = shell.start("run", "in.jsonl", "-o", "out", "--max-batch-items", "20", delay_s=4.0)
     end = time.monotonic() + DEADLINE_S
     while not list((shell.folder / "out").glob("part-*.parquet")):
         assert time.monotonic() < end
@@ -141,7 +141,7 @@ def test_what_no_wait_leaves_is_unattended(shell) -> None:
     """Nobody works on what was only submitted, and the object says so."""
     write_texts(shell, 60)
     line = ["run", "in.jsonl", "-o", "out", "--max-batch-items", "10", "--no-wait", "--json"]
-    left = shell.type(*line, delay_s=0.5).json
+    left = shell.type(*line, delay_s=1.5).json
     assert left["worked"] is False
     assert shell.type("status", "out", "--json").json["worked"] is False
 

@@ -92,7 +92,7 @@ def test_it_asks_once(embedded) -> None:
         assert "--yes" in refused.err
         assert not (embedded.folder / "asked").exists()
     begun = embedded.type(
-        *line, "--max-batch-items", "10", "--timeout", "0.5", stdin="y\n", delay_s=0.3
+        *line, "--max-batch-items", "10", "--timeout", "0.5", stdin="y\n", delay_s=1.0
     )
     assert begun.code == 5, begun.err
     assert "Embed 120 rows of old into asked for about $0.00?" in begun.err
