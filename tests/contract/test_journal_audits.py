@@ -210,7 +210,8 @@ def test_evidence_is_kept_with_the_change_or_not_at_all(journal: Journal) -> Non
     assert list(journal.audits.of_run(RUN)) == []
     ready = Claim(batch=journal.batches.get(held.batch.id), token=held.token)
     take(journal, ready, BatchEvent.MISALIGNED, also=[evidence(rows(0.1))])
-    journal.audits.record(rows(0.95)[:1])
+    journal.audits.record(RUN, rows(0.95)[:1], audit_rows=200)
+    assert journal.get_run(RUN).audit_rows == 200
     found = list(journal.audits.of_run(RUN))
     assert [row.row for row in found] == list(range(2_500))
     assert [found[0].passed, found[1].passed] == [True, False]

@@ -73,10 +73,11 @@ class AuditTable:
             ).first()
         return found is not None
 
-    def record(self, rows: Sequence[AuditedRow]) -> None:
-        """Keeps evidence outside of any change of state."""
+    def record(self, run_id: str, rows: Sequence[AuditedRow], *, audit_rows: int) -> None:
+        """Keeps evidence outside of any change of state, and raises the run's audits."""
         with self._database.write() as connection:
             _enter(connection, rows)
+            raise_audits(run_id, audit_rows)(connection)
 
 
 def evidence(rows: Sequence[AuditedRow]) -> Callable[[Connection], None]:

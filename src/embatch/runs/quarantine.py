@@ -1,5 +1,7 @@
 """What becomes of a quarantined batch: freed by an audit, bought again, or left to a person."""
 
+from dataclasses import replace
+
 from embatch.datasets.parts import part_name
 from embatch.errors import AlignmentError, NotFoundError, ProviderUnavailableError
 from embatch.runs.audit import (
@@ -17,11 +19,13 @@ from embatch.runs.collect import (
     clear_away,
     write_proven,
 )
+from embatch.runs.cost import spent_on
 from embatch.runs.gathered import gathered
 from embatch.runs.joining import read_results
 from embatch.runs.outcomes import Done, Now, Outcome, Stuck
 from embatch.runs.sampling import RAISED_ROWS
 from embatch.runs.step import Step
+from embatch.runs.verify import Joined
 from embatch.types.state import BatchEvent, BatchState
 
 
@@ -82,20 +86,25 @@ def _freed(step: Step) -> Outcome:
         if isinstance(found, Stuck):
             return found
         if len(found.wrong) or not len(found.places):
-            return _not_freed(step, found)
+            return _not_freed(step, joined, found)
         step = step.move(BatchEvent.AUDIT_PASSED, error=None, error_code=None, **found.facts)
         context.checkpoint("batch.freed")
         return write_proven(step, joined, found)
 
 
-def _not_freed(step: Step, audit: Audit) -> Outcome:
+def _not_freed(step: Step, joined: Joined, audit: Audit) -> Outcome:
     """What was quarantined for its keys is wrong in its vectors too, or has none to compare."""
-    if step.batch.part_sha256 is not None:  # it stood its audit once, and only the part was lost
+    batch, context = step.batch, step.context
+    if batch.part_sha256 is not None:  # it stood its audit once, and only the part was lost
         raise ProviderUnavailableError(
-            f"the results of batch {step.batch.number} are not as they were: read again"
+            f"the results of batch {batch.number} are not as they were: read again"
         )
+    spent = spent_on(batch, joined.errors, tokens=joined.tokens, uncounted=joined.uncounted)
+    in_vain = replace(spent, rows_failed=spent.rows)
+    context.journal.ledger.settle(str(batch.label), in_vain, now=context.now())
     if len(audit.wrong):
-        step.context.journal.audits.record(audited_rows(step, audit))
+        rows = audited_rows(step, audit)
+        context.journal.audits.record(batch.run_id, rows, audit_rows=RAISED_ROWS)
         step.note(error_code=MISALIGNED, error=sentence(audit))
     else:
         step.note(error_code=MISALIGNED)

@@ -304,6 +304,7 @@ def test_keys_that_nobody_sent_beside_wrong_vectors_free_nothing(replay: Replays
     run.work()
     run.assert_right()
     assert len(run.provider.submitted) == 3
+    assert run.context.run().audit_rows == 200
 
 
 def test_keys_of_another_batch_are_never_freed(replay: Replays) -> None:
