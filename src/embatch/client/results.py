@@ -111,14 +111,30 @@ class _Simd:
         # Its objects die with this frame: the parser takes no other row before that.
         document: Any = self._parser.parse(line)
         response = document["response"]
-        # Names are listed once: asking for one that is not there costs ten times as much.
-        outer, inner = list(document.keys()), list(response.keys())
-        if "error" in outer or "error" in inner or ("status" in outer and document["status"]):
-            raise ValueError  # perhaps a failure, whatever else the row holds
         listed = response["embedding"]["values"]
         values = np.frombuffer(listed.as_buffer(of_type="d"))
         if not len(values) or len(values) != len(listed) or isinstance(listed[0], simdjson.Array):
             raise ValueError  # none, or lists within the list, which a buffer does not show
+        key = usage = tokens = None
+        if len(document) == len(response) == 2:
+            key, usage = document.get("key"), response.get("usageMetadata")
+        if key is None or usage is None:
+            key, tokens = self._looked_up(document, response)
+        else:  # there is room for nothing else in the row
+            tokens = usage.get("promptTokenCount")
+        return Row(
+            key=key if key is None or key.__class__ is str else str(key),
+            values=values,
+            tokens=-1 if tokens is None else int(tokens),
+        )
+
+    @staticmethod
+    def _looked_up(document: Any, response: Any) -> tuple[Any, Any]:
+        """Key and tokens of a row of any shape; ValueError for what may be a failure."""
+        # Names are listed once: asking for one that is not there costs ten times as much.
+        outer, inner = list(document.keys()), list(response.keys())
+        if "error" in outer or "error" in inner or ("status" in outer and document["status"]):
+            raise ValueError  # whatever else the row holds
         key = document["key"] if "key" in outer else None
         if key is None and "metadata" in outer:
             metadata = document["metadata"]
@@ -127,11 +143,7 @@ class _Simd:
         tokens = None if usage is None else usage.get("promptTokenCount")
         if tokens is None and "tokenCount" in inner:
             tokens = response["tokenCount"]
-        return Row(
-            key=key if key is None or key.__class__ is str else str(key),
-            values=values,
-            tokens=-1 if tokens is None else int(tokens),
-        )
+        return key, tokens
 
 
 def _plain_row(line: bytes) -> Row:
