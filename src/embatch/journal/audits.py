@@ -20,6 +20,15 @@ PAGE_ROWS: Final = 1000
 _WITHDRAWABLE: Final = tuple(
     source for source, event in BATCH_TRANSITIONS if event is BatchEvent.OWNERS_WITHDRAWN
 )
+NO_PART: Final = dict.fromkeys(
+    ("part", "part_temp", "part_sha256", "part_bytes", "part_rows", "part_row_min", "part_row_max")
+)
+"""Facts of a batch whose part was taken back."""
+_NOTHING: Final = {
+    **NO_PART,
+    **dict.fromkeys(("lease_owner", "lease_token", "lease_expires_at", "finished_at")),
+    "succeeded": 0,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,17 +141,6 @@ def withdraw_copies(
                 )
 
     return change
-
-
-NO_PART: Final = dict.fromkeys(
-    ("part", "part_temp", "part_sha256", "part_bytes", "part_rows", "part_row_min", "part_row_max")
-)
-"""Facts of a batch whose part was taken back."""
-_NOTHING: Final = {
-    **NO_PART,
-    **dict.fromkeys(("lease_owner", "lease_token", "lease_expires_at", "finished_at")),
-    "succeeded": 0,
-}
 
 
 def _enter(connection: Connection, rows: Sequence[AuditedRow]) -> None:

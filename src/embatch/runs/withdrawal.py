@@ -80,6 +80,7 @@ def _take_back(step: Step, stage: StageFile, places: Places, audit: Audit) -> Ou
         also=(withdrawal,),
         stage=name,
         succeeded=0,
+        audited=None,
         finished_at=None,
         **NO_PART,
     )
