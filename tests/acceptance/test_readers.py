@@ -15,6 +15,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from embatch.runs.gathered import IN_MEMORY_BYTES
 from embatch.runs.readers import WORTH_VALUES
 from embatch.testing.cloud import CloudProcess, Fault, expected_vectors
 
@@ -39,7 +40,7 @@ class Job:
     folder: Path
     cloud: CloudProcess
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self, items: int = BATCH_ITEMS) -> subprocess.Popen[str]:
         """The run, begun or taken up again."""
         variables = {
             "EMBATCH_HOME": str(self.folder / "home"),
@@ -48,7 +49,7 @@ class Job:
             "GOOGLE_GEMINI_BASE_URL": self.cloud.gemini_url,
         }
         flags = ["--provider", "gemini", "--dims", str(DIMS), "--key", "id", "--audit", "off"]
-        sizes = ["--max-batch-items", str(BATCH_ITEMS), "--no-probe", "--poll-interval", "0.2"]
+        sizes = ["--max-batch-items", str(items), "--no-probe", "--poll-interval", "0.2"]
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "embatch", "run", "texts.jsonl", "-o", "out"),
@@ -121,6 +122,15 @@ def test_results_read_in_processes_stand_at_their_texts(job: Job) -> None:
     readers = soon(lambda: found if len(found := readers_of(command)) > 1 else None)
     job.finish(command)
     assert not any(map(lives, readers))
+
+
+def test_a_batch_that_is_too_large_for_memory_comes_through_a_file(job: Job) -> None:
+    """All rows in one batch; the file is gone in the end."""
+    assert ROWS * DIMS * 4 > IN_MEMORY_BYTES
+    command = job.start(items=ROWS)
+    soon(lambda: [*job.folder.rglob(".vectors-*.f32")])
+    job.finish(command)
+    assert not [*job.folder.rglob(".vectors-*.f32")]
 
 
 def test_a_killed_reader_costs_a_reading_and_nothing_else(job: Job) -> None:
