@@ -531,6 +531,18 @@ def test_what_is_kept_at_the_provider_stays(replay: Replays) -> None:
     assert len(run.provider.jobs) == 2
 
 
+def test_forgetting_a_run_stops_what_turned_up_since(replay: Replays) -> None:
+    """A twin that came after the end is stopped, or removed when it has ended."""
+    run = hidden_twin(replay)
+    run.work()
+    assert finish(run) == Done()
+    twin = run.provider.jobs["jobs/0"]
+    twin.hidden, twin.state = False, JobState.PROCESSING
+    forget_run(run.journal, run.context.run_id, lambda: run.provider)
+    assert run.provider.cancelled == ["jobs/0"]
+    assert [orphan.standing for orphan in find_orphans(run.journal, run.provider)] == ["forgotten"]
+
+
 def test_orphans_are_those_that_no_run_waits_for(replay: Replays) -> None:
     """A late twin, a job of a forgotten run, one of another journal; not those that are followed,
     nor what others made."""
