@@ -17,6 +17,7 @@ from embatch.journal.store import Journal
 from embatch.runs.advance import advance
 from embatch.runs.config import RunConfig
 from embatch.runs.context import RunContext
+from embatch.runs.finish import finish_run
 from embatch.runs.outcomes import After, Outcome, Stuck
 from embatch.runs.planning import advance_planning
 from embatch.runs.start import start_run
@@ -161,3 +162,36 @@ def failing(times: int, error: Exception) -> Callable[[str], None]:
             raise error
 
     return hook
+
+
+def finish(run: Replay) -> Outcome:
+    """The run's last step."""
+    token = run.journal.leases.claim_planning(run.context.run_id, owner="test", lease_s=60)
+    assert token is not None
+    outcome = finish_run(run.context, token)
+    run.journal.leases.release_planning(run.context.run_id, token)
+    return outcome
+
+
+def until_stuck(run: Replay) -> Stuck:
+    """Works until a batch waits for a person."""
+    last = run.work()[-1]
+    assert isinstance(last, Stuck)
+    return last
+
+
+def bought_twice(run: Replay) -> dict[str, int]:
+    """Rows on the books as bought more than once, by the reason."""
+    return run.journal.ledger.again(run.context.run_id)
+
+
+def work_until(run: Replay, state: BatchState) -> None:
+    """Steps until the first batch is in a state."""
+    for _ in range(200):
+        if run.states()[0] is state:
+            return
+        if run.step() is None:
+            due = run.journal.leases.next_due(run.context.run_id)
+            assert due is not None
+            run.clock.advance(max(0.01, due - run.clock()))
+    raise AssertionError(f"no batch became {state}")
