@@ -67,21 +67,20 @@ class Peaks:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._peaks: dict[int, float] = {}
+        self._most_mb = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
 
     def total_mb(self) -> float:
-        """The sum of all peaks, in MB of 2**20 bytes; ends the watch."""
+        """The most that the peaks of those alive came to, in MB of 2**20 bytes; ends the watch."""
         self._ended.set()
         self._thread.join()
-        return sum(self._peaks.values())
+        return self._most_mb
 
     def _watch(self) -> None:
         while not self._ended.wait(SAMPLE_S):
-            for pid in _family(self._pid):
-                self._peaks[pid] = max(self._peaks.get(pid, 0.0), _peak_mb(pid))
+            self._most_mb = max(self._most_mb, sum(map(_peak_mb, _family(self._pid))))
 
 
 def _family(pid: int) -> list[int]:

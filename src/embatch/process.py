@@ -1,5 +1,6 @@
-"""Which process holds a lease, and whether it still lives."""
+"""This process and others: who holds a lease and still lives, and what memory is kept."""
 
+import ctypes
 import os
 import secrets
 import socket
@@ -8,6 +9,20 @@ from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = "/proc/self/ns/pid"
+_M_MMAP_THRESHOLD = -3
+"""Of glibc's malloc.h."""
+_LARGE_BYTES = 1 << 20
+
+
+def give_memory_back() -> None:
+    """Has every large block go back to the system when it is freed.
+
+    glibc raises its threshold to 32 MB as blocks are freed, and then keeps what threads let go of.
+    For processes that are embatch's own; other C libraries stay as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 @cache

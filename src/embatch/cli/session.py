@@ -103,7 +103,9 @@ class Session:
         import pyarrow as pa
 
         from embatch.environment import Environment
+        from embatch.process import give_memory_back
 
+        give_memory_back()
         # Arrow's default allocator keeps tens of megabytes for each thread, and is no faster here.
         pa.set_memory_pool(pa.system_memory_pool())
         return Environment.open(journal=self.journal, hooks=self.hooks)
