@@ -284,7 +284,7 @@ LINES: Final[tuple[Line, ...]] = (
     _line(
         "all together",
         strike("token_ceiling", tokens=3_000),
-        strike("rate_limited", "create", times=2, chance=0.3),
+        strike("rate_limited", "create", times=2, chance=0.3, hints="minute", retry_delay_s=1.0),
         strike("reset_before", "create", times=1, skip=3),
         strike("reset_after", "create", times=2, skip=4),
         strike("server_error", "create", times=1, skip=6, code=503, after=True),
