@@ -172,7 +172,7 @@ class Join:
         for line in np.flatnonzero(~first).tolist():
             index = int(places[line])
             known = block[kept[index]] if index in kept else self._vectors[index]
-            if not np.array_equal(known, block[line]):
+            if not np.array_equal(known, block[line], equal_nan=True):
                 raise AlignmentError(f"item {index} came twice with different vectors")
             self._repeated += 1
         return first

@@ -75,6 +75,23 @@ def test_the_same_line_twice_is_counted_and_passes() -> None:
 
 
 @pytest.mark.parametrize("split", [False, True])
+def test_a_line_of_nan_that_comes_twice_fails_its_row_alone(split: bool) -> None:
+    """It is the same line: the other rows of the batch keep their vectors."""
+    vectors = truth(3)
+    vectors[1] = np.nan
+    joining = join(3)
+    if split:
+        joining.add(block([0, 1], vectors[[0, 1]]))
+        joining.add(block([1, 2], vectors[[1, 2]]))
+    else:
+        joining.add(block([0, 1, 1, 2], vectors[[0, 1, 1, 2]]))
+    joined = joining.finish()
+    assert joined.repeated == 1
+    assert {index: error.code for index, error in joined.errors.items()} == {1: "not_finite"}
+    assert np.allclose(joined.vectors[[0, 2]], vectors[[0, 2]], atol=1e-6)
+
+
+@pytest.mark.parametrize("split", [False, True])
 def test_one_key_with_two_vectors_is_refused(split: bool) -> None:
     """Which of the two is right cannot be known."""
     vectors = truth(2)
