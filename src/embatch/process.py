@@ -11,7 +11,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = "/proc/self/ns/pid"
 _M_MMAP_THRESHOLD = -3
 """Of glibc's malloc.h."""
-_LARGE_BYTES = 1 << 20
+_LARGE_BYTES = 4 << 20
 
 
 def give_memory_back() -> None:

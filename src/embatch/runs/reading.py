@@ -18,7 +18,6 @@ from typing import Final
 import numpy as np
 
 from embatch.errors import EmbatchError
-from embatch.process import give_memory_back
 from embatch.providers.base import OpenProvider, Provider
 from embatch.runs.gathered import LET_GO_BYTES, let_go, map_vectors
 from embatch.runs.verify import Join, Joined
@@ -151,7 +150,6 @@ def main(descriptor: int) -> None:
     """Takes tasks from a socket until it closes, its other end dies, or none comes for long."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run, which ends its steps
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    give_memory_back()
     with Connection(descriptor) as connection:
         desk = _Desk(connection)
         connection.send(READY)
