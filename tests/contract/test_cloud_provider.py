@@ -1,6 +1,7 @@
 """What the clouds' providers do on bad days: answers lost, rows spoiled, lists cut short."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,16 @@ def test_more_than_the_service_takes_is_refused_before_it_is_sent(
     with pytest.raises(InvalidRequestError, match="takes 1000 at once"):
         uploaded(cloud, stage)
     assert cloud.left() == []
+
+
+def test_a_bad_staging_folder_is_for_a_person(cloud: Any, stage: Any) -> None:
+    """It says nothing about the rows: none of them is blamed for it."""
+    if cloud.on != "vertex":
+        pytest.skip("the Gemini API keeps files itself")
+    vertex = cloud.provider._vertex
+    cloud.provider._vertex = replace(vertex, places=replace(vertex.places, staging="bucket/staged"))
+    with pytest.raises(PermissionDeniedError, match="write gs://bucket/path"):
+        uploaded(cloud, stage)
 
 
 def test_labels_and_keys_alone_leave_the_machine(cloud: Any, stage: Any) -> None:

@@ -9,7 +9,12 @@ from embatch.client.flow import drive
 from embatch.client.open import DEFAULT_MODEL, Auth
 from embatch.client.vertex import Vertex
 from embatch.config import CloudSettings
-from embatch.errors import EmbatchError, NotFoundError
+from embatch.errors import (
+    EmbatchError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+)
 from embatch.providers.base import OpenProvider, RemoteBatch, StagedItems, label_hash
 from embatch.providers.clouds import Asked, CloudProvider, open_cloud
 from embatch.providers.limits import service_limits
@@ -48,7 +53,11 @@ class VertexProvider(CloudProvider):
             affixes=options.affixes,
             most_bytes=most_bytes,
         ) as path:
-            drive(objects.put(self._vertex.open_storage(), uri, path), self._performer)
+            try:
+                drive(objects.put(self._vertex.open_storage(), uri, path), self._performer)
+            except InvalidRequestError as error:
+                # Nobody has looked into the rows yet: they are not to blame.
+                raise PermissionDeniedError(str(error)) from None
         return uri
 
     def submit(self, input_ref: str, label: str, *, items: int, priority: int) -> RemoteBatch:
