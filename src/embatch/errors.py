@@ -104,6 +104,8 @@ class ProviderUnavailableError(EmbatchError):
 
     retry_after_s: float | None = None
     """Seconds to wait, where the service asked for a wait."""
+    sent: bool = True
+    """The service may have acted on the call. False where nothing of it left this machine."""
 
 
 class BatchNotCompleteError(EmbatchError):

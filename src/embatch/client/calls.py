@@ -121,16 +121,23 @@ class Calls:
                         raise error
                     renewed = True
                 case Again(wait_s=wait_s, error=error, ambiguous=ambiguous):
-                    if attempt + 1 >= self.policy.attempts:
-                        raise error
                     in_doubt = in_doubt or ambiguous
+                    if attempt + 1 >= self.policy.attempts:
+                        if isinstance(error, ProviderUnavailableError):
+                            error.sent = in_doubt
+                        raise error
                     yield from perform(Sleep(seconds=wait_s))
         raise AssertionError("counting never ends")
 
     def ready(self) -> Flow[None]:
         """Makes sure of a token, where tokens are used."""
-        if self.authorization.blocks:
+        if not self.authorization.blocks:
+            return
+        try:
             yield from perform(Work(call=self.authorization.prepare))
+        except ProviderUnavailableError as error:
+            error.sent = False
+            raise
 
     def renewed(self) -> Flow[bool]:
         """Gets a new token after one was refused; False where there are no tokens."""

@@ -8,7 +8,7 @@ import numpy as np
 from embatch.client.flow import Flow
 from embatch.client.requests import EmbedOptions, require_utf8
 from embatch.client.wire import integer
-from embatch.errors import AlignmentError
+from embatch.errors import AlignmentError, ProviderUnavailableError
 from embatch.types.embedding import ContentEmbedding
 
 Group = Callable[[Sequence[str]], Flow[list[ContentEmbedding]]]
@@ -34,7 +34,11 @@ def embed_in_groups(
     before, after = options.affixes
     found, sums = Answered(), []
     for some in cut_groups([f"{before}{text}{after}" for text in texts], most, most_bytes):
-        vectors = yield from group(some)
+        try:
+            vectors = yield from group(some)
+        except ProviderUnavailableError as error:
+            error.sent = error.sent or bool(found)
+            raise
         found.extend(vectors)
         sums.append(vectors.tokens if isinstance(vectors, Answered) else None)
     known = [tokens for tokens in sums if tokens is not None]

@@ -137,6 +137,7 @@ def judge(
     wait_s = min(policy.first_wait_s * 2.0**attempt, policy.longest_wait_s) * (0.5 + jitter() / 2)
     if isinstance(outcome, Lost):
         gone = ProviderUnavailableError(f"{what}: {outcome.reason}. Try again later.")
+        gone.sent = outcome.sent
         return Again(wait_s=wait_s, error=gone, ambiguous=outcome.sent)
     if 200 <= outcome.status < 300:
         return Accepted(response=outcome)

@@ -22,6 +22,7 @@ from embatch.errors import (
     InvalidRequestError,
     NotFoundError,
     PermissionDeniedError,
+    ProviderUnavailableError,
     RateLimitError,
 )
 from embatch.journal.ledger import Change, reservation
@@ -59,7 +60,7 @@ _UNBILLED: Final = (
     NotFoundError,
     ConfigError,
 )
-"""Errors of a call that was surely not computed. After any other it may have been."""
+"""Errors of a call that was surely not computed. After any other that was sent it may have been."""
 _MILLION: Final = 1_000_000
 
 
@@ -291,7 +292,7 @@ def embed_now(
             given.append(context.provider.embed(group))
     except BaseException as error:
         done = len(given) * CALL_TEXTS
-        lost = slice(done, done if isinstance(error, _UNBILLED) else done + CALL_TEXTS)
+        lost = slice(done, done + CALL_TEXTS if _may_be_billed(error) else done)
         spent = _counted(given, estimates)
         rows = done + len(bounds[lost])
         if not rows:
@@ -311,6 +312,13 @@ def embed_now(
 
 def _counted(given: Sequence[Embedded], estimates: NDArray[np.int64]) -> Bought:
     """What calls came to: as reported, else as estimated."""
+def _may_be_billed(error: BaseException) -> bool:
+    """A call that ended so may have been computed all the same."""
+    if isinstance(error, ProviderUnavailableError):
+        return error.sent
+    return not isinstance(error, _UNBILLED)
+
+
     rows = tokens = 0
     estimated = False
     for one in given:

@@ -171,6 +171,8 @@ def test_lost_requests() -> None:
         )
         assert isinstance(verdict, Again)
         assert verdict.ambiguous is sent
+        assert isinstance(verdict.error, ProviderUnavailableError)
+        assert verdict.error.sent is sent
 
 
 @given(st.text(min_size=12), st.sampled_from([400, 403, 404, 429, 500]))

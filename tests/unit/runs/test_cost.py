@@ -338,6 +338,24 @@ def test_a_call_whose_answer_is_lost_counts_at_its_bound(run: Replay) -> None:
     assert 0 < known < 100 * 40
 
 
+def test_a_call_that_never_left_this_machine_costs_nothing(run: Replay) -> None:
+    """Each is void, and what was answered before one is still counted as it came."""
+    refused = ProviderUnavailableError("the connection was refused")
+    refused.sent = False
+    left = iter([refused, None, refused])
+
+    def refuse(_: list[str]) -> None:
+        if (error := next(left)) is not None:
+            raise error
+
+    run.provider.before_embed = refuse
+    for _ in range(2):
+        with pytest.raises(ProviderUnavailableError):
+            embed_now(run.context, ["x" * 40] * 150, kind="audit")
+    void, part = sorted(lines(run), key=lambda line: line.state, reverse=True)
+    assert (void.state, part.state, part.rows, part.rows_failed) == ("void", "settled", 100, 100)
+
+
 def test_a_call_that_does_not_fit_is_not_made(run: Replay) -> None:
     """Nothing is sent, and no line is left."""
 
