@@ -102,7 +102,7 @@ def raise_by(journal: Journal, held: Claim, rows: int) -> None:
         (2, 3, 8, True),
         (2, 2, 8, False),
         (4, 200, 8, False),
-        (None, 200, 8, False),
+        (None, 200, 8, True),
         (2, 200, "off", False),
     ],
 )

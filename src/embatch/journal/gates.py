@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, false, or_, select, true
+from sqlalchemy import ColumnElement, Connection, and_, exists, false, func, or_, select, true
 
 from embatch.journal.schema import batches_table, runs_table
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
+DIRECT: Final = "direct:"
+"""What the labels of batches begin with that were embedded at once."""
 _FINAL: Final = tuple(state.value for state in FINAL_BATCH_STATES)
 
 
@@ -54,14 +56,19 @@ class Gate:
         return false() if self.probe_row is None else and_(planned, ~self.may_begin())
 
     def audited_too_little(self) -> ColumnElement[bool]:
-        """Of all batches: the published ones that a mismatch elsewhere has made doubtful."""
+        """Of all batches: the published ones that a mismatch elsewhere has made doubtful.
+
+        What was embedded at once came from the API that audits ask.
+        """
         table = batches_table.c
+        audited = func.coalesce(table.audited, 0)  # none while audits were off
         return and_(
             table.run_id == self.run_id,
             table.state == BatchState.PUBLISHED.value,
             table.kind == "embed",
-            table.audited < (self.audit_rows or 0),
-            table.audited < table.part_rows,
+            func.coalesce(table.label, "").not_like(f"{DIRECT}%"),
+            audited < (self.audit_rows or 0),
+            audited < table.part_rows,
         )
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from embatch.datasets.durable import write_whole
 from embatch.errors import InvalidRequestError
+from embatch.journal.gates import DIRECT
 from embatch.providers.base import label_hash, wire_key
 from embatch.runs.collect import finish_part
 from embatch.runs.context import RunContext
@@ -31,8 +32,6 @@ from embatch.types.state import BatchEvent
 
 log = logging.getLogger("embatch.runs")
 
-DIRECT: Final = "direct:"
-"""What the labels of batches begin with that were embedded at once."""
 ROWS_PER_S: Final = 50.0
 """Pace of the interactive API that is counted on, so that there is time left for it."""
 SLACK: Final = 1.1

@@ -47,11 +47,11 @@ def _stage_rows(stage: StageFile) -> Places:
 
 
 def _past_auditing(step: Step, rows: int) -> Outcome:
-    """The run was finished once and its texts are gone: said, and journaled."""
+    """Its texts are gone, with the end of its run or while audits were off: said, and journaled."""
     batch, context = step.batch, step.context
     log.warning(
-        "batch %d of run %s was published before its run was finished once, and its texts are "
-        "gone: it is not audited again; embatch audit %s reads them from the source",
+        "batch %d of run %s was published before, and its texts are gone: it is not audited "
+        "again; embatch audit %s reads them from the source",
         *(batch.number, batch.run_id, context.config.out),
     )
     context.journal.add_event(

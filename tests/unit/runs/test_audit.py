@@ -340,3 +340,24 @@ def test_results_that_fitted_once_are_read_again_when_they_do_not(replay: Replay
     run.assert_right()
     assert len(readings) == 3
     assert run.provider.rows_bought == ["one", "two"]
+
+
+def test_batches_that_were_published_without_an_audit_are_doubtful_too(
+    replay: Replays, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Audits were off at first; when one finds a mismatch, those before are not passed over."""
+    swap: list[Hook] = [lambda _job, blocks: blocks]
+    run = replay(FakeProvider(on_results=lambda job, blocks: swap[0](job, blocks)), audit="off")
+    while BatchState.PUBLISHED not in run.states():
+        if run.step() is None:
+            run.clock.advance(1.0)
+    swap[0] = swapping()
+    config = replace(run.context.config, audit=8)
+    run.journal.update_run(run.context.run_id, now=run.clock(), config=config.to_json())
+    run.context = replace(run.context, config=config)
+    run.work()
+    run.assert_right()
+    assert quarantines(run) == 1
+    assert "is not audited again" in caplog.text
+    kinds = [event.kind for event in run.journal.events(run.context.run_id, limit=10_000)]
+    assert kinds.count("audit_impossible") == 1
