@@ -21,7 +21,7 @@ from embatch.errors import (
     RateLimitError,
 )
 from embatch.journal.audits import AuditedRow, evidence, raise_audits
-from embatch.journal.ledger import settlement
+from embatch.journal.ledger import Change, settlement
 from embatch.runs import cost
 from embatch.runs.audit_notes import LEAST_COSINE, Audit, AuditNotes, Places
 from embatch.runs.context import RunContext
@@ -65,7 +65,9 @@ def proven(step: Step, joined: Joined) -> Audit | Outcome:
         complete = not any(error.code == "missing" for error in joined.errors.values())
         may_free = complete and context.provider.limits.billed and context.config.audit != "off"
         error = f"the results hold {joined.unknown} lines under keys that nobody sent"
-        return quarantine(step, error, code=UNKNOWN_KEYS if may_free else MISALIGNED)
+        if may_free:
+            return quarantine(step, error, code=UNKNOWN_KEYS)
+        return quarantine(step, error, code=MISALIGNED, also=(_in_vain(step, joined),))
     if (failed := untrue_cost(step, joined.tokens)) is not None:
         return Stuck(error=f"batch {batch.number}: {failed}", hopeless=True)
     audit = audit_results(step, joined.vectors, joined.errors)
@@ -226,11 +228,16 @@ def mismatched(step: Step, audit: Audit, joined: Joined) -> Outcome:
         audit = audit.and_also(compare(step, others, lambda some: joined.vectors[some]))
         if len(audit.wrong) == len(audit.places) >= CONVINCING_ROWS:
             code = UNLIKE
-    spent = cost.spent_on(batch, joined.errors, tokens=joined.tokens, uncounted=joined.uncounted)
-    in_vain = settlement(
-        str(batch.label), replace(spent, rows_failed=spent.rows), now=context.now()
-    )
+    in_vain = _in_vain(step, joined)
     return quarantine(step, sentence(audit), code=code, audit=audit, also=(in_vain,))
+
+
+def _in_vain(step: Step, joined: Joined) -> Change:
+    """Settles what results report that are of no use."""
+    batch = step.batch
+    spent = cost.spent_on(batch, joined.errors, tokens=joined.tokens, uncounted=joined.uncounted)
+    wasted = replace(spent, rows_failed=spent.rows)
+    return settlement(str(batch.label), wasted, now=step.context.now())
 
 
 def sentence(audit: Audit) -> str:

@@ -361,3 +361,26 @@ def test_batches_that_were_published_without_an_audit_are_doubtful_too(
     assert "is not audited again" in caplog.text
     kinds = [event.kind for event in run.journal.events(run.context.run_id, limit=10_000)]
     assert kinds.count("audit_impossible") == 1
+
+
+def test_a_batch_with_strange_keys_and_missing_rows_is_billed_for_what_it_reports(
+    replay: Replays,
+) -> None:
+    """The results tell their tokens: the books hold these, and no estimate."""
+
+    def strange(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        if job.label != run.provider.submitted[0]:
+            return blocks
+        (block,) = unknown("unknown-0")(job, blocks)
+        kept = np.arange(1, len(block.keys))
+        tokens = np.full(len(kept), 1000, dtype=np.int32)
+        keys = block.keys[1:]
+        return [replace(block, keys=keys, vectors=block.vectors[kept], tokens=tokens)]
+
+    run = replay(FakeProvider(on_results=strange), [f"text {n}" for n in range(8)])
+    run.work()
+    run.assert_right()
+    line = run.journal.ledger.find(run.provider.submitted[0])
+    assert line is not None
+    assert line.rows == 8
+    assert 7 * 1000 <= line.tokens < 7 * 1000 + 100
