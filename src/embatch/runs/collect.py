@@ -268,7 +268,7 @@ def _bought_before(
         rows, why = whole  # rows that the service refused were not billed
         return min(rows, len(indices)), why
     here = [in_vain[index] for index in indices if index in in_vain] if in_vain else []
-    earlier = max(0, batch.bought - (batch.items - len(indices)))
+    earlier = min(batch.bought, len(indices))  # which they are is not known: never too few
     if len(here) >= earlier:
         return len(here), here[0] if here else None
     return earlier, batch.bought_why

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from replaying import Replay, Replays
+from replaying import Replay, Replays, bought_twice
 
 from embatch.errors import (
     BudgetExceededError,
@@ -216,6 +216,30 @@ def test_rows_that_never_came_are_bought_again_and_counted(replay: Replays) -> N
     assert accounts.rows_failed == 2
     assert accounts.bought.rows == len(run.provider.rows_bought) == 8
     assert "2 rows bought twice (2 missing)" in " ".join(summary(accounts))
+
+
+def test_no_row_that_was_bought_before_is_forgotten_when_its_batch_is_split(
+    replay: Replays,
+) -> None:
+    """Three of eight rows were billed and lost; the next job of all eight is refused."""
+
+    def spoil(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        if len(run.provider.submitted) > 1:
+            return blocks
+        (block,) = blocks
+        busy = RowError(code="unavailable", message="busy", transient=True)
+        errors = [(key, busy) for key in block.keys[3:]]
+        return [ResultBlock(keys=[], vectors=block.vectors[:0], errors=errors)]
+
+    def refuse(job: Job) -> None:
+        if run.provider.submitted and len(job.texts) == 8:
+            raise InvalidRequestError("too much at once")
+
+    run = replay(FakeProvider(model=MODEL, on_results=spoil, on_job=refuse), TEXTS[:8], audit="off")
+    run.work()
+    run.assert_right()
+    assert len(run.provider.submitted) == 3
+    assert bought_twice(run)["missing"] >= 3
 
 
 def test_rows_that_were_refused_are_not_bought_again_with_their_batch(replay: Replays) -> None:
