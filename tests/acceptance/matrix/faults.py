@@ -116,6 +116,8 @@ class Line:
     flags: tuple[str, ...] = ()
     probe: bool = False
     """Never without its probe."""
+    alone: bool = True
+    """One fault: the run's report of what was bought again must be exact, else never too low."""
     mixed: bool = False
     """So many faults that one may leave another nothing to strike at."""
     kill_at: tuple[str, ...] = ()
@@ -316,6 +318,7 @@ LINES: Final[tuple[Line, ...]] = (
         strike("result_late", times=3, seconds=0.5),
         poisoned=True,
         probe=True,
+        alone=False,
         mixed=True,
         flags=(*_STUCK, *_AUDIT_ALL),
     ),
@@ -339,6 +342,7 @@ def merged(name: str, on: On, names: Sequence[str]) -> Line:
         poisoned=any(line.poisoned for line in lines),
         flags=tuple(word for some in flags for word in some),
         probe=any(line.probe for line in lines),
+        alone=len(lines) == 1 and lines[0].alone,
         mixed=any(line.mixed for line in lines),
         kill_at=tuple(place for line in lines for place in line.kill_at),
         sweeps=any(line.sweeps for line in lines),
