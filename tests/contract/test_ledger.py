@@ -18,6 +18,8 @@ from embatch.types.state import BatchEvent, RunEvent, RunState
 
 NOW = 1_000.0
 
+TO_A_JOB = (BatchEvent.UPLOAD_FINISHED, BatchEvent.SUBMIT_INTENDED)
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
@@ -101,6 +103,50 @@ def test_an_estimate_gives_way_to_a_count(journal: Journal) -> None:
     journal.ledger.settle("a", Bought(rows=10, tokens=80), now=NOW)
     sums = journal.ledger.sums("r1")["batch"]
     assert (sums.usd, sums.usd_estimated) == (pytest.approx(0.08), 0.0)
+
+
+def test_what_the_service_did_not_count_is_held_at_its_most(journal: Journal) -> None:
+    """Settled by the estimate and marked so, and the cap bears what the bill may say instead."""
+    start(journal, 0.5)
+    journal.ledger.reserve(purchase("a", 0.4), now=NOW)
+    journal.ledger.settle("a", Bought(rows=10, tokens=100, estimated=True), now=NOW)
+    assert journal.ledger.committed("r1") == (pytest.approx(0.1), pytest.approx(0.3))
+    with pytest.raises(BudgetExceededError, match=r"\$0.100 is spent, \$0.300 may come"):
+        journal.ledger.reserve(purchase("b", 0.11), now=NOW)
+    guessed = Bought(rows=10, tokens=100, estimated=True, most=120)  # of all but a row or two
+    journal.ledger.settle("a", guessed, now=NOW)
+    assert journal.ledger.committed("r1") == (pytest.approx(0.1), pytest.approx(0.02))
+    journal.ledger.settle("a", Bought(rows=10, tokens=110), now=NOW)
+    assert journal.ledger.committed("r1") == (pytest.approx(0.11), 0.0)
+
+
+def test_a_job_of_no_use_is_held_at_its_most(journal: Journal) -> None:
+    """Its results never came, so nobody counted it."""
+    ((batch, token),) = start(journal, 1.0)
+    to_results = [*TO_A_JOB, BatchEvent.SUBMIT_CONFIRMED, BatchEvent.RESULTS_READY]
+    batch = moved(journal, upload(journal, batch, token, 0.4), token, *to_results)
+    moved(journal, batch, token, BatchEvent.MISALIGNED)
+    assert journal.ledger.committed("r1") == (pytest.approx(0.1), pytest.approx(0.3))
+
+
+def test_a_job_held_absent_is_on_the_cap_while_it_may_turn_up(journal: Journal) -> None:
+    """Its twin counts without asking the cap, so the cap keeps room for it: until it is known to
+    cost nothing, or has been counted."""
+    (first, second) = start(journal, 0.9, batches=2)
+    batch = moved(journal, upload(journal, *first, 0.4), first[1], *TO_A_JOB)
+    moved(journal, batch, first[1], BatchEvent.HELD_ABSENT)
+    assert journal.ledger.committed("r1") == (0.0, pytest.approx(0.4))
+    with pytest.raises(BudgetExceededError):
+        upload(journal, *second, 0.5)
+    upload(journal, *second, 0.4)
+    (job,) = journal.jobs.watched("r1")
+    assert journal.jobs.turned_up(job, "jobs/1", "stray", now=NOW)
+    assert journal.ledger.committed("r1") == (0.0, pytest.approx(0.84))
+    journal.ledger.settle_beside("label 0", 10, now=NOW)
+    journal.jobs.mark("label 0", "ended", now=NOW)
+    assert sum(journal.ledger.committed("r1")) == pytest.approx(0.84)
+    journal.ledger.settle_beside("label 0", 0, now=NOW)
+    assert journal.ledger.committed("r1") == (0.0, pytest.approx(0.44))
 
 
 def test_what_does_not_fit_is_refused_and_undoes_the_change(journal: Journal) -> None:

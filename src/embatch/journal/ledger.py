@@ -1,15 +1,16 @@
 """The ledger: a line for each purchase of a run, and the cap that all of them together keep.
 
 A line is made before anything is sent, at the most that the purchase can cost. It is settled by
-what the service reports, or void once it is sure that nothing was bought. What a run has spent is
-the sum of its settled lines; what it may still come to is that and the bounds of the open ones.
+what the service reports, else by the estimate, or void once it is held that nothing was bought.
+What a run has spent is the sum of its settled lines. Its cap bears that and, besides, the bounds of
+the open lines, of those that the service did not count, and of jobs that may still turn up.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, case, func, or_, select, text, update
+from sqlalchemy import Connection, case, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -20,7 +21,7 @@ from embatch.journal.purchases import (
     PurchaseKind,
     dollars,
 )
-from embatch.journal.schema import batches_table, ledger_table, runs_table
+from embatch.journal.schema import batches_table, jobs_table, ledger_table, runs_table
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
 _LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtext(:run_id))")
@@ -77,6 +78,10 @@ def settle(connection: Connection, ref: str, bought: Bought, now: float) -> None
     """
     table = ledger_table.c
     share = bought.tokens * 1.0 / table.tokens_bound
+    most: Any = table.tokens_bound
+    if bought.estimated and bought.most is not None:
+        least = max(1, bought.tokens, bought.most)
+        most = case((most > least, least), else_=most)
     run_id = connection.execute(
         update(ledger_table)
         .where(
@@ -90,6 +95,8 @@ def settle(connection: Connection, ref: str, bought: Bought, now: float) -> None
             rows_again=case((table.rows_again < bought.rows, table.rows_again), else_=bought.rows),
             tokens=bought.tokens,
             usd=table.usd_bound * share,
+            tokens_bound=most,
+            usd_bound=table.usd_bound * (most * 1.0 / table.tokens_bound),
             estimated=bought.estimated,
             settled_at=now,
         )
@@ -182,15 +189,25 @@ def _cap(connection: Connection, run_id: str) -> float | None:
 def committed(
     connection: Connection, run_id: str, *, without: Sequence[str] = ()
 ) -> tuple[float, float]:
-    """Dollars spent, and dollars that open purchases but those of `without` may come to."""
-    table = ledger_table.c
-    zero = 0.0
+    """Dollars spent, and dollars that all but the purchases of `without` may come to besides.
+
+    These are the bounds of open purchases, the bounds of those that the service did not count over
+    their estimates, and the bounds of jobs that are held absent and may still turn up.
+    """
+    table, zero = ledger_table.c, 0.0
+    settled = table.state == "settled"
+    uncounted = settled & table.estimated & (table.usd_bound > table.usd)
+    absent = exists().where(jobs_table.c.label == table.ref, jobs_table.c.state == "absent")
+    held = case(
+        (table.state == "reserved", table.usd_bound),
+        (uncounted, table.usd_bound - table.usd),
+        ((table.state == "void") & absent, table.usd_bound),
+        else_=zero,
+    )
     row = connection.execute(
         select(
-            func.coalesce(func.sum(case((table.state == "settled", table.usd), else_=zero)), zero),
-            func.coalesce(
-                func.sum(case((table.state == "reserved", table.usd_bound), else_=zero)), zero
-            ),
+            func.coalesce(func.sum(case((settled, table.usd), else_=zero)), zero),
+            func.coalesce(func.sum(held), zero),
         ).where(table.run_id == run_id, table.ref.not_in(without))
     ).one()
     return float(row[0]), float(row[1])
@@ -259,8 +276,8 @@ def _refusal(
     if math.isinf(wanted):
         return BudgetExceededError("the price is not known, so no cap can be kept")
     error = BudgetExceededError(
-        f"the cap is {dollars(cap)}: {dollars(spent)} is spent, {dollars(held)} may still come of "
-        f"what is under way, and this may cost {dollars(wanted)} more"
+        f"the cap is {dollars(cap)}: {dollars(spent)} is spent, {dollars(held)} may come of what "
+        f"is not settled for sure, and this may cost {dollars(wanted)} more"
     )
     error.may_free = something_moves(connection, purchase.run_id, but=purchase.batch_id)
     return error

@@ -43,6 +43,8 @@ class Bought:
     """Billed rows that gave no usable vector."""
     estimated: bool = False
     """The service did not count all of the tokens."""
+    most: int | None = None
+    """More tokens cannot have been billed, where they are estimated; None: the purchase's bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from embatch.errors import InvalidRequestError, TransitionRefusedError
+from embatch.journal.ledger import ROUNDING_USD
 from embatch.journal.purchases import KindSums, PurchaseKind, dollars
 from embatch.journal.records import RunCounts, RunRecord
 from embatch.journal.store import Journal
@@ -58,6 +59,9 @@ class Accounts:
     """The part of `spent_usd` that the service did not count."""
     open_usd: float | None
     """What purchases that are under way may come to at most."""
+    kept_usd: float | None
+    """What the cap is kept for besides: the most that purchases which the service did not count
+    may have cost over their estimates, and that jobs may cost which were held absent."""
     bought: Sums
     """In batches."""
     audits: Sums
@@ -88,16 +92,19 @@ def read_accounts(journal: Journal, run: RunRecord, counts: RunCounts) -> Accoun
     again = journal.ledger.again(run.id)
     bought, audits = sums.get("batch", KindSums()), sums.get("audit", KindSums())
     direct, known = sums.get("direct", KindSums()), price is not None
+    cap, opened = run.config.get("max_cost_usd"), math.fsum(one.usd_open for one in sums.values())
+    kept = 0.0 if cap is None else journal.ledger.committed(run.id)[1] - opened
 
     def total(usd: float) -> float | None:
         return usd if known else None
 
     return Accounts(
         price=price,
-        cap_usd=run.config.get("max_cost_usd"),
+        cap_usd=cap,
         spent_usd=total(math.fsum(one.usd for one in sums.values())),
         estimated_usd=total(math.fsum(one.usd_estimated for one in sums.values())),
-        open_usd=total(math.fsum(one.usd_open for one in sums.values())),
+        open_usd=total(opened),
+        kept_usd=total(kept if kept > ROUNDING_USD else 0.0),
         bought=_summed(bought, known=known),
         audits=_summed(audits, known=known),
         direct=_summed(direct, known=known),
@@ -182,6 +189,11 @@ def enough(journal: Journal, run: RunRecord) -> str:
     sampled = rows_to_audit(run.config.get("audit", "off"), left.largest, raised=run.audit_rows)
     audited = left.tokens * sampled // max(1, left.largest)
     rest = MARGIN * (price.of_batch(left.tokens) + price.of_calls(audited))
+    uncounted = math.fsum(one.usd_estimated for one in journal.ledger.sums(run.id).values())
+    if uncounted > spent / 2:  # where the service counts nothing, all stays at the most
+        bound = journal.batches.outlook(run.id).unsent_bound
+        audited = min(bound, left.batches * sampled * left.item_bound)
+        rest = price.of_batch(bound) + price.of_calls(audited)
     # The last batch is bought only where the most that it can cost is left.
     most = price.of_calls(min(left.largest_bound, sampled * left.item_bound))
     rest += price.of_batch(left.largest_bound) + most
@@ -209,6 +221,8 @@ def summary(accounts: Accounts) -> list[str]:
     parts.append(f"{dollars(accounts.saved.usd)} saved")
     lines = [", ".join(parts)]
     notes = []
+    if accounts.kept_usd:
+        notes.append(f"{dollars(accounts.kept_usd)} kept for what may have cost more")
     if accounts.estimated_usd:
         notes.append(f"{dollars(accounts.estimated_usd)} of it estimated")
     if accounts.audits.rows:
