@@ -22,6 +22,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--faults", type=Path, help="JSON file with a list of faults")
     parser.add_argument("--job-duration", type=float, default=defaults.job_duration_s)
     parser.add_argument("--manual-clock", action="store_true", help="time stands until moved")
+    parser.add_argument("--bytes-per-token", type=int, default=defaults.bytes_per_token)
     parser.add_argument("--api-key", default=defaults.api_key)
     return parser.parse_args()
 
@@ -37,6 +38,7 @@ def main() -> int:
         seed=asked.seed,
         job_duration_s=asked.job_duration,
         manual_clock=asked.manual_clock,
+        bytes_per_token=asked.bytes_per_token,
         api_key=asked.api_key,
     )
     stop = threading.Event()

@@ -56,7 +56,7 @@ def _create(core: Core, request: Request) -> Answer:
             _link_input(core, str(file_name), source)
         else:
             _write_inline(listed, source)
-        rows, tokens = measure(source, card)
+        rows, tokens = measure(source, card, core.settings.bytes_per_token)
         job = core.jobs.create(
             NewJob(
                 api="gemini",

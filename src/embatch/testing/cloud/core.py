@@ -15,6 +15,7 @@ from embatch.testing.cloud.board import FaultBoard
 from embatch.testing.cloud.clock import CloudClock
 from embatch.testing.cloud.doors import server_error, strike_door
 from embatch.testing.cloud.faults import Facts, Fault, FaultKind
+from embatch.testing.cloud.models import CHARS_PER_TOKEN
 from embatch.testing.cloud.store import Doc, Store
 from embatch.testing.cloud.web import BreakConnectionError, Reshaped
 
@@ -40,6 +41,8 @@ class CloudSettings:
     """Seconds of the clock for which `/token` issues access tokens."""
     manual_clock: bool = False
     """The clock stands until it is moved."""
+    bytes_per_token: int = CHARS_PER_TOKEN
+    """UTF-8 bytes that the tokenizer makes one token of; 1 is the densest."""
 
 
 Endpoint = Callable[["Core", Request], Answer]

@@ -9,7 +9,7 @@ import orjson
 from embatch.testing.cloud.answers import ApiError
 from embatch.testing.cloud.core import Core
 from embatch.testing.cloud.faults import FaultKind
-from embatch.testing.cloud.models import MODELS, ModelCard, count_tokens, cut_to_limit
+from embatch.testing.cloud.models import MODELS, ModelCard, count_read, cut_to_limit
 from embatch.testing.cloud.rows import RowRequest
 from embatch.testing.cloud.vectors import row_seed, text_digest, write_vectors
 
@@ -54,7 +54,8 @@ def embed_now(core: Core, rows: list[RowRequest], card: ModelCard) -> list[Embed
         seed = row_seed(digest, card.name, row.task_type, row.title)
         dims = card.full_dims if ignored else row.dims
         values = write_vectors(np.array([seed], dtype=np.uint64), card.name, dims)[0]
-        embedded.append(EmbeddedRow(orjson.Fragment(values), count_tokens(text), was_cut))
+        tokens = count_read(text, card, core.settings.bytes_per_token)
+        embedded.append(EmbeddedRow(orjson.Fragment(values), tokens, was_cut))
     core.ledger.charge_interactive(digests, card.name, sum(row.tokens for row in embedded))
     fewer = core.board.strike(FaultKind.FEWER_VECTORS, facts)
     return embedded[: -int(fewer.arg("count"))] if fewer else embedded

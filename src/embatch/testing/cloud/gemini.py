@@ -87,7 +87,8 @@ def _count_tokens(core: Core, request: Request) -> Answer:
     contents = objects_of(body, "contents") or objects_of(
         field_of(body, "generateContentRequest"), "contents"
     )
-    total = sum(count_tokens(content_text(content)) for content in contents)
+    dense = core.settings.bytes_per_token
+    total = sum(count_tokens(content_text(content), dense) for content in contents)
     details = [{"modality": "TEXT", "tokenCount": total}]
     return json_answer({"totalTokens": total, "promptTokensDetails": details})
 

@@ -94,10 +94,19 @@ MODELS: Final[dict[str, ModelCard]] = {
 }
 
 
-def count_tokens(text: str) -> int:
-    """Tokens of `text` by the fake tokenizer: UTF-8 bytes over 4, rounded up, at least 1."""
+def count_tokens(text: str, bytes_per_token: int = CHARS_PER_TOKEN) -> int:
+    """Tokens of `text` by the fake tokenizer: UTF-8 bytes over 4, rounded up, at least 1.
+
+    With another `bytes_per_token` as many as a tokenizer counts that is denser, or less so.
+    """
     size_bytes = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-    return max(1, -(-size_bytes // CHARS_PER_TOKEN))
+    return max(1, -(-size_bytes // bytes_per_token))
+
+
+def count_read(read: str, card: ModelCard, bytes_per_token: int) -> int:
+    """Tokens that are charged for what `cut_to_limit` left of a text, at most what the model
+    reads: where texts are cut does not depend on `bytes_per_token`."""
+    return min(card.max_tokens, count_tokens(read, bytes_per_token))
 
 
 def cut_to_limit(text: str, card: ModelCard) -> tuple[str, bool]:

@@ -40,6 +40,7 @@ def write_output(core: Core, job: Doc, outcome: Outcome) -> tuple[Tally, list[st
         foreign_keys=lambda count: _keys_of_others(core, job, count),
         served=int(job["rows"] * outcome.share),
         stopping=core.stopping,
+        bytes_per_token=core.settings.bytes_per_token,
         cancelled_rows=outcome.cancelled_rows,
         dims_ignored=dims_ignored,
     )

@@ -14,6 +14,7 @@ from embatch.testing.cloud.cloud import CloudAddress
 from embatch.testing.cloud.control import CONTROL_PATH
 from embatch.testing.cloud.core import CloudSettings
 from embatch.testing.cloud.faults import Facts, Fault
+from embatch.testing.cloud.models import CHARS_PER_TOKEN
 
 _STOP_S = 30.0
 
@@ -41,10 +42,14 @@ class CloudProcess(CloudAddress):
         seed: int = 0,
         job_duration_s: float = 0.05,
         manual_clock: bool = False,
+        bytes_per_token: int = CHARS_PER_TOKEN,
     ) -> None:
         super().__init__(self._ask)
         self.settings = CloudSettings(
-            seed=seed, job_duration_s=job_duration_s, manual_clock=manual_clock
+            seed=seed,
+            job_duration_s=job_duration_s,
+            manual_clock=manual_clock,
+            bytes_per_token=bytes_per_token,
         )
         self._state = state
         self._faults = list(faults)
@@ -69,6 +74,7 @@ class CloudProcess(CloudAddress):
         command = [sys.executable, "-m", "embatch.testing.cloud"]
         command += ["--port", str(self._port), "--seed", str(self.settings.seed)]
         command += ["--job-duration", str(self.settings.job_duration_s)]
+        command += ["--bytes-per-token", str(self.settings.bytes_per_token)]
         if self._state is not None:
             command += ["--state", str(self._state)]
         if self.settings.manual_clock:

@@ -44,7 +44,7 @@ def _predict(core: Core, request: Request) -> Answer:
     dims = field_of(parameters, "outputDimensionality")
     wanted = [read_instance(instance, card, dims) for instance in instances]
     _check_length(wanted, card, cut=field_of(parameters, "autoTruncate", True))
-    if sum(count_tokens(row.text) for row in wanted) > _MOST_TOKENS:
+    if sum(count_tokens(row.text, core.settings.bytes_per_token) for row in wanted) > _MOST_TOKENS:
         raise ApiError(400, f"The request holds more than {_MOST_TOKENS} tokens.")
     predictions = [
         {
@@ -107,7 +107,7 @@ def _count(core: Core, request: Request) -> Answer:
     if not texts:
         needed = "instances" if card.legacy else "contents"
         raise ApiError(400, f"{needed} is required to count tokens of {card.name}.")
-    total = sum(count_tokens(text) for text in texts)
+    total = sum(count_tokens(text, core.settings.bytes_per_token) for text in texts)
     characters = sum(len("".join(text.split())) for text in texts)
     return json_answer({"totalTokens": total, "totalBillableCharacters": characters})
 

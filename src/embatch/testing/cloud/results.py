@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from embatch.testing.cloud.answers import ApiError
 from embatch.testing.cloud.dialects import Dialect
 from embatch.testing.cloud.faults import FaultKind
-from embatch.testing.cloud.models import MODELS, count_tokens, cut_to_limit
+from embatch.testing.cloud.models import MODELS, count_read, cut_to_limit
 from embatch.testing.cloud.rows import Line, RowRequest, read_line
 from embatch.testing.cloud.spoil import RowAtHand, Spoiler, shuffled, status_of
 from embatch.testing.cloud.vectors import row_seed, text_digest, write_vectors
@@ -64,6 +64,7 @@ class ResultWriter:
     """Rows served before the job ended; the rest is cancelled or left out."""
     stopping: threading.Event
     """Set when the cloud stops; `write` then raises `StoppedError`."""
+    bytes_per_token: int
     cancelled_rows: bool = False
     """Rows not served stand there with code 1."""
     dims_ignored: bool = False
@@ -128,7 +129,7 @@ class ResultWriter:
             return row
         row = _Row(line, RowAtHand(index, wanted.text, text_digest(wanted.text, card.name)), wanted)
         text, row.truncated = cut_to_limit(wanted.text, card)
-        row.tokens = count_tokens(text)
+        row.tokens = count_read(text, card, self.bytes_per_token)
         row.seed = row_seed(row.at.digest, card.name, wanted.task_type, wanted.title)
         row.error = self._error(row)
         return row

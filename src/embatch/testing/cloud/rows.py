@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from embatch.testing.cloud.answers import ApiError, field_of
-from embatch.testing.cloud.models import TASK_TYPES, ModelCard, count_tokens, cut_to_limit
+from embatch.testing.cloud.models import TASK_TYPES, ModelCard, count_read, cut_to_limit
 
 Line = dict[str, Any]
 
@@ -95,9 +95,9 @@ def _checked(text: str, dims: Any, task_type: Any, title: Any, card: ModelCard) 
     return RowRequest(text, dims, task_type, title or None)
 
 
-def tokens_read(text: str, card: ModelCard) -> int:
+def tokens_read(text: str, card: ModelCard, bytes_per_token: int) -> int:
     """Tokens that the model reads of a text, and that are charged."""
-    return count_tokens(cut_to_limit(text, card)[0])
+    return count_read(cut_to_limit(text, card)[0], card, bytes_per_token)
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -122,7 +122,7 @@ def read_line(line: bytes, card: ModelCard) -> tuple[Line, RowRequest]:
     return row, read_request(request, card)
 
 
-def measure(path: Path, card: ModelCard) -> tuple[int, int]:
+def measure(path: Path, card: ModelCard, bytes_per_token: int) -> tuple[int, int]:
     """Rows and tokens of a batch file; the first bad row is a 400 that names its line."""
     rows = tokens = 0
     for number, line in lines_of(path):
@@ -131,7 +131,7 @@ def measure(path: Path, card: ModelCard) -> tuple[int, int]:
         except ApiError as error:
             raise ApiError(400, f"Error on line {number}: {error.message}") from None
         rows += 1
-        tokens += tokens_read(wanted.text, card)
+        tokens += tokens_read(wanted.text, card, bytes_per_token)
     if rows == 0:
         raise ApiError(400, "No requests specified")
     return rows, tokens

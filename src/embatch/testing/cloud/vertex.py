@@ -60,7 +60,7 @@ def _create(core: Core, request: Request) -> Answer:
     source = core.store.new_path("jobs")
     try:
         bad_input = _gather(core, uris, source)
-        rows, tokens = _measure(source, card)
+        rows, tokens = _measure(source, card, core.settings.bytes_per_token)
         bad_input = bad_input or _too_much(rows, source, card)
         stamp = timestamp(core.clock.now())[:23].replace(":", "-").replace(".", "-")
         extra = {
@@ -126,13 +126,13 @@ def _gather(core: Core, uris: list[str], source: Path) -> str | None:
     return None
 
 
-def _measure(source: Path, card: ModelCard) -> tuple[int, int]:
+def _measure(source: Path, card: ModelCard, bytes_per_token: int) -> tuple[int, int]:
     """Rows and tokens; a row that cannot be read counts, and fails alone later."""
     rows = tokens = 0
     for _, line in lines_of(source):
         rows += 1
         try:
-            tokens += tokens_read(read_line(line, card)[1].text, card)
+            tokens += tokens_read(read_line(line, card)[1].text, card, bytes_per_token)
         except ApiError:
             continue
     return rows, tokens
