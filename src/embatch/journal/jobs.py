@@ -1,9 +1,9 @@
 """Every remote job that was ever asked for, by its label: one may turn up long after its batch
 went on, and all that are unfinished share the provider's quota."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, and_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -189,10 +189,36 @@ class JobTable:
             )
         return True
 
+    def sighted(self, strays: Iterable[JobRecord], seen: Container[str], *, now: float) -> None:
+        """After a complete look: of these strays those whose labels were `seen` count against
+        the quota, and the others count no more."""
+        changed = [job for job in strays if job.occupies is not (job.label in seen)]
+        if not changed:
+            return
+        table = jobs_table.c
+        with self._database.write() as connection:
+            for job in changed:
+                connection.execute(
+                    update(jobs_table)
+                    .where(table.label == job.label, table.state == "stray")
+                    .values(occupies=not job.occupies)
+                )
+            for scope in {job.scope for job in changed if job.occupies}:
+                wake_waiting(connection, scope, now)
+
     def mark(self, label: str, state: JobMark, *, now: float, **facts: str) -> None:
         """Notes what was learned of a job outside its batch's steps."""
         with self._database.write() as connection:
             _mark(connection, label, state, now, facts)
+
+
+def held_gone(label: str, *, now: float) -> Callable[[Connection], None]:
+    """A change: a job that was there is held to be gone, counts no more, and stays watched."""
+
+    def change(connection: Connection) -> None:
+        _mark(connection, label, "stray", now, {"occupies": False})
+
+    return change
 
 
 def _is_absent(connection: Connection, label: str) -> bool:
@@ -212,7 +238,7 @@ def _mark(
     label: str,
     state: JobMark,
     now: float,
-    facts: Mapping[str, str],
+    facts: Mapping[str, Any],
     *,
     expected: JobMark | None = None,
 ) -> bool:
@@ -223,10 +249,12 @@ def _mark(
         update(jobs_table)
         .where(*there)
         .values(
-            state=state,
-            occupies=state in OCCUPYING,
-            ended_at=None if state == "running" else now,
-            **facts,
+            **{
+                "state": state,
+                "occupies": state in OCCUPYING,
+                "ended_at": None if state == "running" else now,
+                **facts,
+            }
         )
     )
     return changed.rowcount == 1

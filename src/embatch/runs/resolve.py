@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from embatch.errors import InvalidRequestError, NotFoundError, ProviderUnavailableError
-from embatch.journal.jobs import JobRecord
+from embatch.journal.jobs import JobRecord, held_gone
 from embatch.process import owner_identity
 from embatch.providers.base import Provider, RemoteBatch
 from embatch.runs.context import RunContext
@@ -86,9 +86,9 @@ def _give_up(step: Step) -> None:
     if batch.state is BatchState.SUBMITTING:
         _withdrawn(step)
     else:
-        _withdrawn(step, bought=batch.items, bought_why="lost")
         # It was there once: should it go on somewhere, it is stopped and counted.
-        context.journal.jobs.mark(str(batch.label), "stray", now=context.now())
+        gone = held_gone(str(batch.label), now=context.now())
+        _withdrawn(step, bought=batch.items, bought_why="lost", also=[gone])
     if batch.input_ref is not None:
         context.provider.discard(None, batch.input_ref)
 

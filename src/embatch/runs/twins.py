@@ -81,6 +81,8 @@ def watch(context: RunContext) -> list[float]:
         return []
     found = [remote for remote in context.provider.listed() if remote.label in watched]
     context.checkpoint("twins.listed")
+    strays = [job for job in watched.values() if job.state == "stray"]
+    context.journal.jobs.sighted(strays, {remote.label for remote in found}, now=context.now())
     looked_after = [_look_after(context, watched[remote.label], remote) for remote in found]
     return sorted(since for since in looked_after if since is not None)
 

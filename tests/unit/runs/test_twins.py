@@ -1,5 +1,6 @@
 """Creates in doubt, twins that turn up late, what waits for a person, and what is left behind."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -176,6 +177,57 @@ def test_a_job_under_another_key_is_not_held_absent(replay: Replays) -> None:
     run.work()
     run.assert_right()
     assert len(provider.submitted) == 1
+
+
+def gone(run_of: Replays) -> Replay:
+    """A run whose job was there, and is held to be gone by a person."""
+    provider = FakeProvider(on_job=lambda job: setattr(job, "state", JobState.PROCESSING))
+    run = run_of(provider, ["one", "two"])
+    work_until(run, BatchState.SUBMITTED)
+    provider.jobs["jobs/0"].hidden = True
+    provider.on_job = lambda _: None
+    return run
+
+
+def test_a_job_that_a_person_holds_gone_takes_no_quota_until_it_is_seen(replay: Replays) -> None:
+    """Its label stays watched: when it turns up it counts, is stopped, and is removed."""
+    run = gone(replay)
+    provider, jobs = run.provider, run.journal.jobs
+    resolve_batch(run.context, 0, adopt=None)
+    assert jobs.occupying(provider.scope) == (0, 0)
+    assert len(jobs.watched(run.context.run_id)) == 1
+    run.work()
+    run.assert_right()
+    provider.jobs["jobs/0"].hidden = False
+    watch(run.context)
+    assert jobs.occupying(provider.scope)[1] == 1
+    assert provider.cancelled == ["jobs/0"]
+    provider.jobs["jobs/0"].hidden = True
+    watch(run.context)
+    assert jobs.occupying(provider.scope)[1] == 0
+    provider.jobs["jobs/0"].hidden = False
+    provider.jobs["jobs/0"].state = JobState.COMPLETED
+    assert finish(run) == Done()
+    assert provider.jobs == {}
+    assert bought_twice(run) == {"lost": 2}
+
+
+def test_a_job_held_gone_is_watched_from_the_moment_it_is(
+    replay: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies as soon as the batch is withdrawn leaves no job out of sight."""
+    run = gone(replay)
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(run.journal.jobs), "mark", die)
+    monkeypatch.setattr(FakeProvider, "discard", die)
+    with suppress(KeyboardInterrupt):
+        resolve_batch(run.context, 0, adopt=None)
+    (batch,) = run.journal.batches.walk(run.context.run_id)
+    assert batch.state is BatchState.PLANNED
+    assert [job.state for job in run.journal.jobs.watched(run.context.run_id)] == ["stray"]
 
 
 # Who waits for a person.
