@@ -33,16 +33,9 @@ $(SDK_READY): $(SDK)/install.py $(SDK)/package.json $(SDK)/requirements-2.19.txt
 	$(BIN)/python $(SDK)/install.py $(@D)
 	@touch $@
 
-# Two halves side by side: one mostly waits for processes that it starts and kills.
-HALF := tests/unit tests/contract tests/test_architecture.py tests/acceptance/client tests/acceptance/server
-
+# Most tests wait for processes that they start and kill: three at a time keep two cores busy.
 test: $(READY) $(SDK_READY) ## Run every test, with a seeded part of the long proofs
-	@mkdir -p build
-	@$(BIN)/python -m pytest -q $(HALF) > build/half.log 2>&1 & half=$$!; \
-	trap 'kill $$half' INT TERM; \
-	$(BIN)/python -m pytest -q $(addprefix --ignore=,$(HALF)); rest=$$?; \
-	wait $$half; half=$$?; cat build/half.log; \
-	exit $$((rest | half))
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 soak: $(READY) $(SDK_READY) ## Run the long proofs whole
 	$(BIN)/python -m pytest -q -m soak --timeout 7200 -s
