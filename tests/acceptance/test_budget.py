@@ -155,10 +155,10 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Shopper]]:
     """Starts a cloud, and a run's folder beside it; crashes of the cloud fail the test."""
     clouds: list[CloudProcess] = []
 
-    def start(on: str = "gemini") -> Shopper:
+    def start(on: str = "gemini", **settings: Any) -> Shopper:
         folder = tmp_path / str(len(clouds))
         folder.mkdir()
-        cloud = CloudProcess(state=folder / "cloud", job_duration_s=0.1)
+        cloud = CloudProcess(state=folder / "cloud", job_duration_s=0.1, **settings)
         cloud.start()
         clouds.append(cloud)
         return Shopper(folder=folder, on=on, cloud=cloud)
@@ -222,15 +222,24 @@ def test_a_cap_stops_the_run_under_it_and_a_higher_one_goes_on(begin: Any, on: s
 
 @pytest.mark.parametrize("on", ["gemini", "vertex"])
 def test_a_cap_holds_though_no_answer_counts_tokens(begin: Any, on: str) -> None:
-    """What the service does not count is estimated, and marked so."""
-    shopper = begin(on)
+    """What the service does not count is estimated, marked so, and counts at its most against the
+    cap: the bill stays under it where every byte is a token, four times the estimate. The command
+    in the message ends the run."""
+    shopper = begin(on, bytes_per_token=1)
     shopper.fault("usage_missing")
     cap = SHARE * shopper.quote()
     status = stopped(shopper.run(cap))
-    assert 0.5 * cap < shopper.billed() <= cap
-    assert status["cost"]["estimated_usd"] == pytest.approx(status["cost"]["spent_usd"])
-    assert shopper.cloud.bill().rows_billed_twice == 0
-    assert len(higher(status)) == 5
+    assert 0.7 * cap < shopper.billed() <= cap
+    cost = status["cost"]
+    assert cost["estimated_usd"] == pytest.approx(cost["spent_usd"])
+    assert cost["spent_usd"] < 0.5 * shopper.billed() <= cost["spent_usd"] + cost["kept_usd"] <= cap
+    again = shopper.run(cap)
+    assert again.returncode == OVER_BUDGET
+    assert shopper.billed() <= cap
+    done = shopper.type(*higher(status))
+    assert done.returncode == 0, done.stderr[-3000:]
+    shopper.check_whole()
+    assert shopper.billed() <= json.loads(done.stdout)["cost"]["cap_usd"]
 
 
 def test_kills_leave_the_cap_whole(begin: Any) -> None:
