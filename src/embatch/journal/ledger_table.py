@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from embatch.journal.database import Database
 from embatch.journal.ledger import (
@@ -32,18 +32,19 @@ class LedgerTable:
         with self._database.write() as connection:
             reserve(connection, purchases, now)
 
-    def begin_call(self, purchase: Purchase, *, now: float) -> None:
+    def begin_call(self, purchase: Purchase, *, used: int = 0, now: float) -> None:
         """Reserves an interactive call; raises BudgetExceededError.
 
         Calls of the same batch and kind that a killed process left open are settled at their
-        bounds first. Rows that they were to bring count as bought again, but for audits.
+        bounds first. Of a direct call as many rows count as bought again as are paid for without
+        use: those of its batch's direct calls, and the purchase's own `rows_again`, less the
+        `used` ones, whose answers are in hand.
         """
         with self._database.write() as connection:
             if purchase.batch_id is not None:
-                lost = close_abandoned(connection, purchase.batch_id, purchase.kind, now)
-                if lost and purchase.kind == "direct":
-                    again = min(lost, purchase.rows)
-                    purchase = replace(purchase, rows_again=again, again_why="lost_call")
+                close_abandoned(connection, purchase.batch_id, purchase.kind, now)
+                if purchase.kind == "direct":
+                    purchase = _with_lost(connection, purchase, purchase.batch_id, used)
             reserve(connection, [purchase], now)
 
     def settle(self, ref: str, bought: Bought, *, now: float) -> None:
@@ -141,3 +142,15 @@ class LedgerTable:
                 .group_by(table.again_why)
             )
             return {str(why or "unknown"): int(count) for why, count in rows}
+
+
+def _with_lost(connection: Connection, purchase: Purchase, batch_id: int, used: int) -> Purchase:
+    table = ledger_table.c
+    paid = connection.execute(
+        select(func.coalesce(func.sum(table.rows - table.rows_again), 0)).where(
+            table.batch_id == batch_id, table.kind == "direct", table.state == "settled"
+        )
+    ).scalar_one()
+    again = min(purchase.rows, max(0, int(paid) + purchase.rows_again - used))
+    why = "lost_call" if paid > used or not purchase.rows_again else purchase.again_why
+    return replace(purchase, rows_again=again, again_why=why if again else None)

@@ -8,7 +8,7 @@ written.
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -254,15 +254,17 @@ def embed_now(
     *,
     kind: Literal["audit", "probe", "direct"],
     batch: BatchRecord | None = None,
+    used: int = 0,
 ) -> Embedded:
     """Embeds texts at once, at the interactive price, reserved before and settled after.
 
     Raises BudgetExceededError, with nothing sent, when the cap does not bear it; the audit that
     was reserved with the batch's job is used up by the batch's first audit. Any error of the
     provider passes through, with what may have been billed until then on the books: a call
-    whose answer is lost counts at its bound. `direct` calls that a killed process left open count
-    as rows bought again. More than `CALL_TEXTS` texts are several calls: when a later one fails,
-    the earlier ones are paid for and lost.
+    whose answer is lost counts at its bound. Of `direct` calls as many rows count as bought again
+    as the batch has paid for before, in a job or here, but for the `used` ones, whose answers are
+    in hand. More than `CALL_TEXTS` texts are several calls: when a later one fails, the earlier
+    ones are paid for and lost.
     """
     limits, space = context.provider.limits, context.space
     if not limits.billed:
@@ -283,8 +285,10 @@ def embed_now(
         usd_bound=None if price is None else price.of_calls(most),
         replaces=audit_ref(str(batch.label)) if planned and batch is not None else None,
     )
+    if kind == "direct" and batch is not None:
+        purchase = replace(purchase, rows_again=batch.bought, again_why=batch.bought_why)
     ledger = context.journal.ledger
-    ledger.begin_call(purchase, now=context.now())
+    ledger.begin_call(purchase, used=used, now=context.now())
     given: list[Embedded] = []
     try:
         for start in range(0, len(texts), CALL_TEXTS):
@@ -310,8 +314,6 @@ def embed_now(
     return given[0] if len(given) == 1 else _joined(given)
 
 
-def _counted(given: Sequence[Embedded], estimates: NDArray[np.int64]) -> Bought:
-    """What calls came to: as reported, else as estimated."""
 def _may_be_billed(error: BaseException) -> bool:
     """A call that ended so may have been computed all the same."""
     if isinstance(error, ProviderUnavailableError):
@@ -319,6 +321,8 @@ def _may_be_billed(error: BaseException) -> bool:
     return not isinstance(error, _UNBILLED)
 
 
+def _counted(given: Sequence[Embedded], estimates: NDArray[np.int64]) -> Bought:
+    """What calls came to: as reported, else as estimated."""
     rows = tokens = 0
     estimated = False
     for one in given:

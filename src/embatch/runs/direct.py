@@ -7,7 +7,7 @@ is on disk before the next one: a crash buys again no more than the call that wa
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from embatch.datasets.durable import write_whole
-from embatch.errors import InvalidRequestError
+from embatch.errors import AlignmentError, InvalidRequestError
 from embatch.journal.gates import DIRECT
 from embatch.providers.base import label_hash, wire_key
+from embatch.runs.audit import CALLS
 from embatch.runs.collect import finish_part
 from embatch.runs.context import RunContext
-from embatch.runs.cost import CALL_TEXTS, embed_now, price_of
+from embatch.runs.cost import CALL_TEXTS, embed_now, price_of, was_billed
 from embatch.runs.gathered import gathered
 from embatch.runs.outcomes import Outcome
 from embatch.runs.step import Step
@@ -121,8 +122,8 @@ def collect_directly(step: Step) -> Outcome:
                     tokens=answer.embedded.tokens,
                     truncated=answer.embedded.truncated,
                     errors=[
-                        (wire_key(label, done + place), RowError(code="refused", message=why))
-                        for place, why in answer.refused.items()
+                        (wire_key(label, done + place), error)
+                        for place, error in answer.errors.items()
                     ],
                 )
             )
@@ -156,8 +157,13 @@ class _Answer:
     places: list[int]
     """Of the texts that have a vector, in the order of `embedded`."""
     embedded: Embedded
-    refused: dict[int, str]
-    """Why, by place."""
+    errors: dict[int, RowError]
+    """Of the other texts, by place."""
+
+    @property
+    def billed(self) -> int:
+        """Texts that were paid for, as far as is known."""
+        return len(self.places) + sum(map(was_billed, self.errors.values()))
 
 
 class _Calls:
@@ -167,29 +173,49 @@ class _Calls:
         self._step = step
         name = f"{step.batch.number:05d}-{label_hash(str(step.batch.label))}"
         self._folder = step.context.paths.work / "stage" / f"direct-{name}"
+        self._used = 0
+        """Texts that were paid for and whose answers are in hand."""
 
     def answer(self, start: int, texts: Sequence[str]) -> _Answer:
         """What a call for these texts brought, by this process or an earlier one."""
         path = self._folder / f"{start:09d}.npz"
         if path.exists():
-            return _load(path)
-        answer = self._ask(texts)
+            answer = _load(path)
+            self._used += answer.billed
+            return answer
+        answer = self._ask(texts, tries=CALLS)
         self._step.context.checkpoint("direct.answered")
         _save(path, answer)
         self._step.context.checkpoint("direct.kept")
         return answer
 
-    def _ask(self, texts: Sequence[str]) -> _Answer:
-        """One call; a refused one is tried in halves, until the texts at fault stand alone."""
-        try:
-            embedded = embed_now(self._step.context, texts, kind="direct", batch=self._step.batch)
-        except InvalidRequestError as error:
-            if len(texts) == 1:
-                dims = self._step.context.space.dims
-                return _Answer(places=[], embedded=_nothing(dims), refused={0: str(error)})
-            middle = len(texts) // 2
-            return _joined(self._ask(texts[:middle]), self._ask(texts[middle:]), middle)
-        return _Answer(places=list(range(len(texts))), embedded=embedded, refused={})
+    def _ask(self, texts: Sequence[str], *, tries: int = 1) -> _Answer:
+        """One call; one that is refused, or whose answers are unsound in all its tries, is made in
+        halves, until the texts at fault stand alone."""
+        step = self._step
+        for _ in range(tries):
+            step.check_lease()
+            try:
+                embedded = embed_now(
+                    step.context, texts, kind="direct", batch=step.batch, used=self._used
+                )
+            except InvalidRequestError as error:
+                fault = RowError(code="refused", message=str(error))
+                break
+            except AlignmentError as error:
+                fault = RowError(code="no_vector", message=str(error), transient=True)
+            else:
+                places = list(range(len(texts)))
+                return self._noted(_Answer(places=places, embedded=embedded, errors={}))
+        if len(texts) == 1:
+            nothing = _nothing(step.context.space.dims)
+            return self._noted(_Answer(places=[], embedded=nothing, errors={0: fault}))
+        middle = len(texts) // 2
+        return _joined(self._ask(texts[:middle]), self._ask(texts[middle:]), middle)
+
+    def _noted(self, answer: _Answer) -> _Answer:
+        self._used += answer.billed
+        return answer
 
     def forget(self) -> None:
         """Removes what was kept: the part holds it."""
@@ -216,12 +242,12 @@ def _joined(first: _Answer, second: _Answer, offset: int) -> _Answer:
             tokens=np.concatenate([one.tokens, two.tokens]),
             truncated=np.concatenate([one.truncated, two.truncated]),
         ),
-        refused=first.refused | {offset + place: why for place, why in second.refused.items()},
+        errors=first.errors | {offset + place: one for place, one in second.errors.items()},
     )
 
 
 def _save(path: Path, answer: _Answer) -> None:
-    refused = json.dumps(sorted(answer.refused.items()))
+    errors = {str(place): asdict(error) for place, error in answer.errors.items()}
     with write_whole(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
@@ -229,7 +255,7 @@ def _save(path: Path, answer: _Answer) -> None:
             vectors=answer.embedded.vectors,
             tokens=answer.embedded.tokens,
             truncated=answer.embedded.truncated,
-            refused=np.array(refused),
+            errors=np.array(json.dumps(errors)),
         )
 
 
@@ -242,5 +268,8 @@ def _load(path: Path) -> _Answer:
                 tokens=kept["tokens"],
                 truncated=kept["truncated"],
             ),
-            refused={int(place): str(why) for place, why in json.loads(str(kept["refused"]))},
+            errors={
+                int(place): RowError(**error)
+                for place, error in json.loads(str(kept["errors"])).items()
+            },
         )

@@ -1,17 +1,24 @@
 """A deadline: what batches will not bring by then is embedded at once, each text once."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import pytest
-from replaying import Replay, Replays, failing
+from replaying import Replay, Replays, bought_twice, failing
 
-from embatch.errors import InvalidRequestError, ProviderUnavailableError, RateLimitError
+from embatch.errors import (
+    AlignmentError,
+    InvalidRequestError,
+    ProviderUnavailableError,
+    RateLimitError,
+)
 from embatch.runs.direct import is_late
 from embatch.runs.outcomes import After
 from embatch.testing.clock import FakeClock
 from embatch.testing.provider import FakeProvider, Job
-from embatch.types.embedding import Space
+from embatch.types.embedding import RowError, Space
+from embatch.types.results import ResultBlock
 from embatch.types.state import BatchState, JobState
 
 NOW = FakeClock().now
@@ -87,6 +94,114 @@ def test_a_text_that_is_refused_fails_alone(replay: Replays) -> None:
     run.assert_right(failed={77})
     (failure,) = run.journal.failures(run.context.run_id)
     assert failure.code == "refused"
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def dying(run: Replay, place: str) -> None:
+    """Steps until the process ends at a checkpoint; another one takes the run up."""
+    living = run.context
+
+    def die(name: str) -> None:
+        if name == place:
+            raise Killed
+
+    run.context = replace(living, checkpoint=die)
+    with pytest.raises(Killed):
+        run.work()
+    run.context = living
+    run.journal.leases.release_dead(lambda _: True)
+
+
+@pytest.fixture
+def calls() -> Counter[str]:
+    """How often each text was in a call that the service may have billed."""
+    return Counter()
+
+
+def paid(calls: Counter[str], errors: Iterator[Exception | None]) -> FakeProvider:
+    """A provider whose calls are counted before they fail so, one after another."""
+
+    def fail(texts: list[str]) -> None:
+        calls.update(texts)
+        error = next(errors, None)
+        if error is not None:
+            raise error
+
+    return FakeProvider(before_embed=fail)
+
+
+def extra(calls: Counter[str]) -> int:
+    return sum(calls.values()) - len(calls)
+
+
+def test_a_few_unsound_answers_cost_no_row(replay: Replays, calls: Counter[str]) -> None:
+    """They are asked for again, and every row that was bought more than once is on the books."""
+    errors = iter([None, AlignmentError("99 vectors for 100 texts"), AlignmentError("NaN")])
+    run = late(replay, paid(calls, errors), MANY)
+    run.work()
+    run.assert_right()
+    assert bought_twice(run) == {"lost_call": extra(calls)} == {"lost_call": 200}
+
+
+def test_a_text_that_gets_no_sound_vector_fails_alone(replay: Replays, calls: Counter[str]) -> None:
+    """It stands alone after halving, is tried again later, and then is a failed row."""
+
+    def spoil(texts: list[str]) -> None:
+        calls.update(texts)
+        if "text 77" in texts:
+            raise AlignmentError("vector 77 is missing")
+
+    run = late(replay, FakeProvider(before_embed=spoil), MANY)
+    run.work()
+    run.assert_right(failed={77})
+    (failure,) = run.journal.failures(run.context.run_id)
+    assert (failure.code, failure.attempts) == ("no_vector", 5)
+    assert sum(bought_twice(run).values()) == extra(calls)
+
+
+@pytest.mark.parametrize("place", ["direct.answered", "direct.kept"])
+def test_a_kill_behind_a_call_hides_no_purchase(
+    replay: Replays, calls: Counter[str], place: str
+) -> None:
+    """What was settled and not kept is bought again, and counted."""
+    run = late(replay, paid(calls, iter([])), MANY)
+    for _ in range(2):
+        dying(run, place)
+    run.work()
+    run.assert_right()
+    assert bought_twice(run).get("lost_call", 0) == extra(calls)
+    assert (extra(calls) > 0) is (place == "direct.answered")
+
+
+def test_a_call_whose_answer_was_lost_is_bought_again(replay: Replays, calls: Counter[str]) -> None:
+    """It may have been billed at once; one that never left the machine was not."""
+    unsent = ProviderUnavailableError("refused")
+    unsent.sent = False
+    run = late(replay, paid(calls, iter([None, ProviderUnavailableError("503"), unsent])), MANY)
+    run.work()
+    run.assert_right()
+    assert bought_twice(run) == {"lost_call": 100}
+
+
+def test_rows_that_a_job_was_billed_for_are_bought_again_directly(replay: Replays) -> None:
+    """Three rows of a job gave no vector; by then it is late, and they go through the API."""
+
+    def spoil(job: Job, blocks: list[ResultBlock]) -> list[ResultBlock]:
+        (block,) = blocks
+        run.clock.advance(30.0)
+        none = RowError(code="no_vector", message="none", transient=True)
+        errors = [(key, none) for key in block.keys[5:]]
+        return [ResultBlock(keys=block.keys[:5], vectors=block.vectors[:5], errors=errors)]
+
+    run = replay(FakeProvider(on_results=spoil), MANY[:8], deadline=NOW + 20.0)
+    run.work()
+    run.assert_right()
+    assert len(run.provider.submitted) == 1
+    assert run.journal.ledger.sums(run.context.run_id)["direct"].rows == 3
+    assert bought_twice(run) == {"no_vector": 3}
 
 
 def test_it_is_late_when_a_job_takes_longer_than_is_left(replay: Replays) -> None:
