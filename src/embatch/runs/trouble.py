@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Sequence
+from math import inf
 from typing import Final
 
 from embatch.errors import ProviderUnavailableError, TransitionRefusedError
+from embatch.journal.gates import DIRECT
 from embatch.journal.jobs import STUCK
 from embatch.journal.leases import PRESSING_S
 from embatch.journal.records import BatchRecord
@@ -51,18 +53,57 @@ def lost(step: Step) -> Outcome:
     if not context.provider.limits.billed:
         step.move(BatchEvent.INPUT_LOST, remote_name=None, input_ref=None, succeeded=0, failed=0)
         return Now()
-    found = context.provider.find(str(batch.label))
+    overdue = is_overdue(step)
+    try:
+        found = context.provider.find(str(batch.label))
+    except ProviderUnavailableError as error:
+        if not overdue:
+            raise
+        return _unseen(step, f"nor can its list be read through: {str(error).rstrip('.')}")
     if found is None:
         return Stuck(
             error=f"batch {batch.number}: the provider no longer knows {batch.remote_name}, nor "
             f"any job named {batch.label}{_elsewhere(step)}. {_choice(step, 'bought')}"
         )
+    if overdue:
+        return _unseen(step, f"while {found.name} stands in its list")
     step.note(polls=_failures(step) + 1, remote_name=found.name)
     return After(
         seconds=backoff(_failures(step), context),
         reason="unavailable",
         detail=f"{found.name} stands in the provider's list, and cannot be looked at now",
     )
+
+
+def _unseen(step: Step, but: str) -> Stuck:
+    """A job that cannot be looked at for days, and is not surely gone."""
+    batch = step.batch
+    return Stuck(
+        error=f"batch {batch.number}: for days the provider has not known {batch.remote_name} when "
+        f"it is asked for it, {but}. Its rows may be paid for. To try on, type: "
+        f"embatch resume {batch.run_id}. {_choice(step, 'bought')}"
+    )
+
+
+def is_overdue(step: Step) -> bool:
+    """The job ended, or last moved, so long ago that nothing is to be hoped for from asking again.
+
+    So it is at once where no job was paid for.
+    """
+    return step.context.now() >= _since(step) + UNREADABLE_FOR_S
+
+
+def _since(step: Step) -> float:
+    """When the batch's job ended or, if it goes on, last moved."""
+    batch, context = step.batch, step.context
+    label = str(batch.label)
+    if not context.provider.limits.billed or label.startswith(DIRECT):
+        return -inf
+    job = context.journal.jobs.find(label)
+    if job is None:
+        return batch.created_at
+    moved_at = max(batch.moved_at or 0.0, batch.submitted_at or 0.0)
+    return job.ended_at or moved_at or batch.created_at
 
 
 def _choice(step: Step, then: str) -> str:
@@ -107,10 +148,8 @@ def unreadable(step: Step, error: ProviderUnavailableError) -> Outcome:
     if not context.provider.limits.billed:
         raise error
     now = context.now()
-    job = context.journal.jobs.find(str(batch.label))
-    ended_at = job.ended_at if job is not None and job.ended_at is not None else batch.created_at
-    if now >= ended_at + UNREADABLE_FOR_S:
-        days = (now - ended_at) / (24 * _HOUR_S)
+    if is_overdue(step):
+        days = (now - max(_since(step), batch.created_at)) / (24 * _HOUR_S)
         step.move(
             BatchEvent.JOB_FAILED,
             error_code=UNREADABLE,

@@ -278,3 +278,40 @@ def test_a_job_in_the_list_that_cannot_be_looked_at_is_waited_for(replay: Replay
     run.work()
     run.assert_right()
     assert len(provider.submitted) == 1
+
+
+def test_a_job_in_the_list_that_can_never_be_looked_at_calls_a_person(replay: Replays) -> None:
+    """After five days, with the commands to go on with; `--absent` buys its rows again, and the
+    job is stopped."""
+
+    def never(name: str) -> None:
+        if name == "jobs/0":
+            run.clock.advance(DAY_S / 3)
+            raise NotFoundError("404")
+
+    provider = slow(FakeProvider(before_poll=never, on_job=first(JobState.PROCESSING)))
+    run = replay(provider, ["one"])
+    began = run.clock()
+    stuck = until_stuck(run)
+    assert UNREADABLE_FOR_S <= run.clock() - began < UNREADABLE_FOR_S + DAY_S
+    assert f"embatch resume {run.context.run_id}" in stuck.error
+    assert f"embatch resolve {run.context.run_id} 0 --absent" in stuck.error
+    resolve_batch(run.context, 0, adopt=None)
+    run.journal.batches.unblock(run.context.run_id, now=run.clock())
+    run.work()
+    run.assert_right()
+    assert bought_twice(run) == {"lost": 1}
+
+
+def test_a_job_that_is_gone_while_no_list_can_be_read_calls_a_person(replay: Replays) -> None:
+    """Nobody can tell for days: someone has to look."""
+    provider = FakeProvider(before_poll=failing(10_000, NotFoundError("404")))
+    run = replay(slow(provider), ["one"])
+    work_until(run, BatchState.SUBMITTED)
+
+    def unlisted(_: str) -> None:
+        run.clock.advance(DAY_S / 3)
+        raise ProviderUnavailableError("503")
+
+    provider.before_find = unlisted
+    assert "--absent" in until_stuck(run).error
