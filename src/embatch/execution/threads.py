@@ -22,7 +22,7 @@ from embatch.runs.admission import begin_ahead
 from embatch.runs.advance import advance
 from embatch.runs.config import RunConfig
 from embatch.runs.context import RunContext
-from embatch.runs.direct import is_late
+from embatch.runs.direct import is_late, missed_deadline
 from embatch.runs.finish import fail_run, finish_run
 from embatch.runs.outcomes import After, Done, Now, Outcome, OverBudget, Stuck
 from embatch.runs.pace import RETRY_DELAY_S
@@ -200,6 +200,8 @@ class ThreadExecutor:
         late = is_late(context)
         if late and run.id not in self._hurried:
             self._hurried.add(run.id)
+            if (missed := missed_deadline(self._journal, run, now=self._clock())) is not None:
+                log.warning("run %s: %s", run.id, missed)
             self._journal.quotas.wake(run.id, now=self._clock())
         claim = leases.claim_step(
             run.id,

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -18,6 +19,8 @@ import pyarrow as pa
 from embatch.datasets.durable import write_whole
 from embatch.errors import AlignmentError, InvalidRequestError
 from embatch.journal.gates import DIRECT
+from embatch.journal.records import RunRecord
+from embatch.journal.store import Journal
 from embatch.providers.base import label_hash, wire_key
 from embatch.runs.audit import CALLS
 from embatch.runs.collect import finish_part
@@ -29,7 +32,7 @@ from embatch.runs.step import Step
 from embatch.runs.verify import Join
 from embatch.types.embedding import RowError
 from embatch.types.results import Embedded, ResultBlock
-from embatch.types.state import BatchEvent
+from embatch.types.state import FINAL_RUN_STATES, BatchEvent, RunState
 
 log = logging.getLogger("embatch.runs")
 
@@ -57,6 +60,23 @@ def is_late(context: RunContext) -> bool:
         median(outlook.durations) if outlook.durations else 0.0, median(waited) if waited else 0.0
     )
     return now + expected * SLACK + outlook.unsent_rows / ROWS_PER_S > deadline
+
+
+def missed_deadline(journal: Journal, run: RunRecord, *, now: float) -> str | None:
+    """What a deadline that has passed does to rows that are not sent yet, in one sentence; None
+    where it does nothing."""
+    deadline: float | None = run.config.get("deadline")
+    free = run.space["provider"] == "local"
+    if deadline is None or now <= deadline or free or run.state in FINAL_RUN_STATES:
+        return None
+    if run.state is not RunState.PLANNING and not journal.batches.outlook(run.id).unsent_rows:
+        return None
+    until = datetime.fromtimestamp(deadline).astimezone().strftime("%Y-%m-%d %H:%M")
+    return (
+        f"its deadline, {until}, has passed: what is not sent yet is bought at the interactive "
+        "price; to have it in batches, type the run's command again with a later --deadline, or "
+        "without"
+    )
 
 
 def send_directly(step: Step) -> bool:

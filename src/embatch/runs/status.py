@@ -11,6 +11,7 @@ from embatch.errors import InvalidRequestError
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.runs.accounts import Accounts, read_accounts
+from embatch.runs.direct import missed_deadline
 from embatch.runs.quota_status import QuotaStatus, read_quota
 from embatch.types.state import FINAL_RUN_STATES, RunState
 
@@ -191,7 +192,9 @@ def _waiting(journal: Journal, run: RunRecord, worked: bool, now: float) -> str 
             f"at once: embatch resume {run.id}"
         )
     if not worked:
-        return f"no process works on it: embatch resume {run.id}"
+        missed = missed_deadline(journal, run, now=now)
+        warned = "" if missed is None else f"; {missed}"
+        return f"no process works on it: embatch resume {run.id}{warned}"
     held = journal.batches.first_blocked(run.id)
     if held is not None and held.next_at > now:
         return (

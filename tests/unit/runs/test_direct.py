@@ -13,13 +13,15 @@ from embatch.errors import (
     ProviderUnavailableError,
     RateLimitError,
 )
+from embatch.execution.threads import ThreadExecutor
 from embatch.runs.direct import is_late
 from embatch.runs.outcomes import After
+from embatch.runs.status import read_status
 from embatch.testing.clock import FakeClock
 from embatch.testing.provider import FakeProvider, Job
 from embatch.types.embedding import RowError, Space
 from embatch.types.results import ResultBlock
-from embatch.types.state import BatchState, JobState
+from embatch.types.state import BatchState, JobState, RunState
 
 NOW = FakeClock().now
 MANY = [f"text {n}" for n in range(250)]
@@ -273,3 +275,40 @@ def test_a_batch_that_was_uploaded_leaves_nothing_behind(replay: Replays) -> Non
     spent = run.journal.ledger.sums(run.context.run_id)
     assert {kind: one.rows for kind, one in spent.items() if one.rows} == {"direct": 2}
     assert run.journal.ledger.committed(run.context.run_id)[1] == 0.0
+
+
+def test_a_run_taken_up_after_its_deadline_warns_once(
+    replay: Replays, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it does to the price stands in `status` before, and in the log when work begins."""
+    run = replay(FakeProvider(), deadline=NOW + 100.0)
+    run_id = run.context.run_id
+
+    def waiting() -> str:
+        return str(read_status(run.journal, run_id, now=run.clock()).waiting)
+
+    assert "deadline" not in waiting()
+    run.clock.advance(101.0)
+    assert "has passed" in waiting()
+
+    def over() -> bool:
+        run.clock.advance(1.0)
+        return run.context.run().state is RunState.COMPLETED
+
+    executor = ThreadExecutor(run.journal, lambda _: run.context, clock=run.clock, threads=2)
+    executor.work([run_id], until=over, poll_s=0.02, timeout_s=60)
+    warned = [record for record in caplog.records if "has passed" in record.getMessage()]
+    assert [record.levelname for record in warned] == ["WARNING"]
+    assert run.provider.submitted == []
+    run.assert_right()
+
+
+def test_a_deadline_that_holds_nothing_back_is_not_spoken_of(replay: Replays) -> None:
+    """Everything was sent before it passed."""
+    run = replay(FakeProvider(on_job=pending), ["one", "two"], deadline=NOW + 100.0)
+    while run.step() is not None:
+        pass
+    run.clock.advance(101.0)
+    status = read_status(run.journal, run.context.run_id, now=run.clock())
+    assert "no process works on it" in str(status.waiting)
+    assert "deadline" not in str(status.waiting)
