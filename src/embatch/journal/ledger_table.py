@@ -123,7 +123,7 @@ class LedgerTable:
             return [LedgerLine(**row) for row in rows]
 
     def committed(self, run_id: str) -> tuple[float, float]:
-        """Dollars spent, and dollars that open purchases may come to."""
+        """Dollars spent, and dollars that its cap must bear besides (`ledger.committed`)."""
         with self._database.read() as connection:
             return committed(connection, run_id)
 

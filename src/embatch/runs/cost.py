@@ -215,6 +215,7 @@ def spent_on(
         tokens=tokens + guessed,
         rows_failed=failed,
         estimated=unknown > 0,
+        most=tokens + unknown * batch.item_bound if batch.item_bound else None,
     )
 
 
@@ -223,7 +224,8 @@ def spent_in_vain(batch: BatchRecord) -> Bought:
     those that succeeded, all where it counts nothing, at the batch's average estimate."""
     rows = batch.succeeded if batch.succeeded + batch.failed else batch.items
     tokens = -(-batch.tokens_estimated * rows // batch.items)
-    return Bought(rows=rows, tokens=tokens, rows_failed=rows, estimated=True)
+    most = rows * batch.item_bound if batch.item_bound else None
+    return Bought(rows=rows, tokens=tokens, rows_failed=rows, estimated=True, most=most)
 
 
 def bought_whole(step: Step) -> tuple[int, str] | None:

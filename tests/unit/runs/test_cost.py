@@ -28,6 +28,7 @@ from embatch.runs.cost import (
     open_cutter,
     price_of,
     prompt_bytes,
+    spent_in_vain,
     spent_on,
 )
 from embatch.runs.outcomes import OverBudget
@@ -138,6 +139,15 @@ def test_a_read_job_costs_what_it_served(
     bought = spent_on(batch_of(5, **counts), errors(*codes), tokens=100, uncounted=uncounted)
     assert (bought.rows, bought.rows_failed, bought.tokens) == (rows, failed, tokens)
     assert bought.estimated == (tokens != 100)
+
+
+def test_rows_that_were_not_counted_cost_what_the_largest_may_at_most() -> None:
+    """The cap keeps that; for the rows that the service counted it keeps nothing more."""
+    batch = batch_of(5, item_bound=40, succeeded=5)
+    assert spent_on(batch, errors("no_vector"), tokens=100, uncounted=1).most == 180
+    assert spent_in_vain(batch_of(5, item_bound=40, succeeded=3, failed=2)).most == 120
+    older = replace(batch, item_bound=0)  # its purchase's bound stands
+    assert spent_on(older, {}, tokens=100, uncounted=1).most is None
 
 
 def test_a_run_without_a_cap_keeps_its_books(replay: Replays) -> None:
