@@ -21,7 +21,16 @@ _WITHDRAWABLE: Final = tuple(
     source for source, event in BATCH_TRANSITIONS if event is BatchEvent.OWNERS_WITHDRAWN
 )
 NO_PART: Final = dict.fromkeys(
-    ("part", "part_temp", "part_sha256", "part_bytes", "part_rows", "part_row_min", "part_row_max")
+    (
+        "part",
+        "part_temp",
+        "part_sha256",
+        "part_bytes",
+        "part_rows",
+        "part_row_min",
+        "part_row_max",
+        "part_good",
+    )
 )
 """Facts of a batch whose part was taken back."""
 _NOTHING: Final = {

@@ -154,6 +154,8 @@ class BatchRecord:
     """Rows that were embedded again to compare; None: not yet."""
     audit_least: float | None
     """Least cosine among them."""
+    part_good: bytes | None
+    """Which items its part holds, packed."""
     lease_owner: str | None
     lease_token: str | None
     lease_expires_at: float | None

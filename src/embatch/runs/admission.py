@@ -15,6 +15,7 @@ from embatch.runs import quota
 from embatch.runs.collect import child_batch, clear_away
 from embatch.runs.context import RunContext
 from embatch.runs.cost import prompt_bytes
+from embatch.runs.good_rows import in_need
 from embatch.runs.outcomes import After, Done, Outcome
 from embatch.runs.pace import MAX_DELAY_S
 from embatch.runs.quota import Belief
@@ -139,8 +140,7 @@ def split_up(step: Step) -> Outcome:
     batch, context = step.batch, step.context
     attempt = batch.attempt - (batch.state is BatchState.UPLOADED)
     children = [
-        child_batch(step, piece, attempt=attempt, in_vain={})
-        for piece in halves(range(batch.items))
+        child_batch(step, piece, attempt=attempt, in_vain={}) for piece in halves(in_need(batch))
     ]
     context.checkpoint("quota.splitting")
     step.move(

@@ -30,6 +30,7 @@ from embatch.runs.outcomes import Now, Outcome, Stuck
 from embatch.runs.probe import untrue_cost
 from embatch.runs.sampling import RAISED_ROWS, drawn, rows_to_audit
 from embatch.runs.step import Step
+from embatch.runs.trouble import is_overdue
 from embatch.runs.verify import Joined
 from embatch.types.embedding import RowError
 from embatch.types.results import Embedded, Matrix
@@ -259,11 +260,12 @@ def quarantine(
 ) -> Outcome:
     """Puts a batch aside with the evidence. A mismatch raises the run's audits from now on.
 
-    Results that fitted once, of a batch whose part alone was lost, are read again instead.
+    Results that fitted once, of a batch whose part alone was lost, are read again instead, for
+    days.
     """
     batch, context = step.batch, step.context
     fitted = batch.state is BatchState.READY and batch.part_sha256 is not None
-    if fitted and code != UNKNOWN_KEYS:
+    if fitted and code != UNKNOWN_KEYS and not is_overdue(step):
         raise ProviderUnavailableError(
             f"the results of batch {batch.number} are not as they were: {error}"
         )

@@ -31,6 +31,7 @@ from embatch.runs.audit import (
 from embatch.runs.audit_notes import Audit
 from embatch.runs.cost import bought_in_vain, bought_whole, bounds_of, prompt_bytes, spent_on
 from embatch.runs.gathered import gathered, let_go
+from embatch.runs.good_rows import are_as_before, packed
 from embatch.runs.joining import read_results
 from embatch.runs.outcomes import Done, Now, Outcome, Stuck
 from embatch.runs.pace import RETRY_DELAY_S
@@ -59,6 +60,8 @@ def collect_results(step: Step) -> Outcome:
         except NotFoundError:
             return lost(step)
         except ProviderUnavailableError as error:
+            if batch.part_sha256 is not None and context.provider.limits.billed:
+                return quarantine(step, f"they cannot be read again: {error}", code=MISALIGNED)
             return unreadable(step, error)
         except AlignmentError as error:
             return quarantine(step, str(error), code=MISALIGNED)
@@ -148,6 +151,8 @@ def finish_part(
         "failed": len(errors),
         "also": also,
     }
+    if not are_as_before(batch, good):
+        return quarantine(step, "other rows of them have a vector", code=MISALIGNED)
     if batch.part_sha256 is None:
         facts |= _others(step, errors)
     # A part that was lost after it was journaled has its children and failures entered already.
@@ -158,7 +163,7 @@ def finish_part(
         return Done()
     part = write_part(step, stage, matrix, good)
     context.checkpoint("part.written")
-    step.move(BatchEvent.COLLECTED, **facts, **_part_facts(part))
+    step.move(BatchEvent.COLLECTED, part_good=packed(good), **facts, **_part_facts(part))
     context.checkpoint("part.journaled")
     return Now()
 

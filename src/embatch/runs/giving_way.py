@@ -6,6 +6,7 @@ from dataclasses import replace
 from embatch.journal.jobs import STUCK
 from embatch.journal.records import Failure, NewBatch
 from embatch.runs.collect import MAX_ATTEMPTS, child_batch, clear_away, keep_failures
+from embatch.runs.good_rows import in_need
 from embatch.runs.outcomes import Done, Outcome, Stuck
 from embatch.runs.pace import MAX_DELAY_S, RETRY_DELAY_S
 from embatch.runs.step import Step
@@ -18,7 +19,7 @@ from embatch.types.state import BatchEvent
 def give_way(step: Step) -> Outcome:
     """A batch without results goes on in children, or its rows become failures."""
     batch, context = step.batch, step.context
-    everything = range(batch.items)
+    everything = in_need(batch)
     children: list[NewBatch] = []
     failures: list[Failure] = []
     if batch.error_code == REFUSED and batch.items > 1:
@@ -47,7 +48,7 @@ def _children(step: Step, pieces: Sequence[Sequence[int]], *, attempt: int) -> l
 def _child_in_line(step: Step) -> NewBatch:
     """All rows once more, without the loss of an attempt, the later the more often it was so."""
     batch = step.batch
-    child = child_batch(step, range(batch.items), attempt=max(0, batch.attempt - 1))
+    child = child_batch(step, in_need(batch), attempt=max(0, batch.attempt - 1))
     times, parent_id = 1, batch.parent_id
     while parent_id is not None and times < 10:
         parent = step.context.journal.batches.get(parent_id)

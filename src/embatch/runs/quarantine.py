@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from embatch.datasets.parts import part_name
 from embatch.errors import AlignmentError, NotFoundError, ProviderUnavailableError
+from embatch.journal.audits import NO_PART
 from embatch.runs.audit import (
     MISALIGNED,
     UNKNOWN_KEYS,
@@ -21,10 +22,12 @@ from embatch.runs.collect import (
 )
 from embatch.runs.cost import spent_on
 from embatch.runs.gathered import gathered
+from embatch.runs.good_rows import in_need
 from embatch.runs.joining import read_results
 from embatch.runs.outcomes import Done, Now, Outcome, Stuck
 from embatch.runs.sampling import RAISED_ROWS
 from embatch.runs.step import Step
+from embatch.runs.trouble import is_overdue
 from embatch.runs.verify import Joined
 from embatch.types.state import BatchEvent, BatchState
 
@@ -49,8 +52,9 @@ def quarantined(step: Step) -> Outcome:
             f"{batch.error}. Look at embatch failures {batch.run_id} --quarantined; buy it again "
             f"with embatch resume {batch.run_id}"
         )
-    again = child_batch(step, range(step.stage().items), attempt=batch.attempt)
-    step.move(BatchEvent.GAVE_WAY, children=[again], finished_at=context.now())
+    items = in_need(batch) if batch.part_good else range(step.stage().items)
+    again = child_batch(step, items, attempt=batch.attempt)
+    step.move(BatchEvent.GAVE_WAY, children=[again], finished_at=context.now(), **NO_PART)
     context.checkpoint("batch.rebought")
     clear_away(step)
     return Done()
@@ -82,6 +86,11 @@ def _freed(step: Step) -> Outcome:
         except (AlignmentError, NotFoundError) as error:
             step.note(error=str(error), error_code=MISALIGNED)
             return Now()
+        except ProviderUnavailableError as error:
+            if not is_overdue(step):
+                raise
+            step.note(error=f"never readable again: {error}", error_code=MISALIGNED)
+            return Now()
         found = audit_results(step, matrix, joined.errors, least_rows=RAISED_ROWS)
         if isinstance(found, Stuck):
             return found
@@ -95,7 +104,8 @@ def _freed(step: Step) -> Outcome:
 def _not_freed(step: Step, joined: Joined, audit: Audit) -> Outcome:
     """What was quarantined for its keys is wrong in its vectors too, or has none to compare."""
     batch, context = step.batch, step.context
-    if batch.part_sha256 is not None:  # it stood its audit once, and only the part was lost
+    stood = batch.part_sha256 is not None  # its audit, once, and only the part was lost
+    if stood and not is_overdue(step):
         raise ProviderUnavailableError(
             f"the results of batch {batch.number} are not as they were: read again"
         )

@@ -6,6 +6,7 @@ from embatch.errors import InvalidRequestError, NotFoundError, ProviderUnavailab
 from embatch.journal.jobs import JobRecord, held_gone
 from embatch.process import owner_identity
 from embatch.providers.base import Provider, RemoteBatch
+from embatch.runs.audit import MISALIGNED
 from embatch.runs.context import RunContext
 from embatch.runs.step import Step
 from embatch.runs.submitting import confirm
@@ -88,6 +89,11 @@ def _give_up(step: Step) -> None:
     else:
         # It was there once: should it go on somewhere, it is stopped and counted.
         gone = held_gone(str(batch.label), now=context.now())
+        if batch.part_sha256 is not None and batch.state is BatchState.READY:
+            # Its other rows went on already: those of its lost part alone are sent again.
+            why = {"error_code": MISALIGNED, "error": "its part was lost, and its job is gone"}
+            step.move(BatchEvent.MISALIGNED, **why, also=[gone])
+            return
         _withdrawn(step, bought=batch.items, bought_why="lost", also=[gone])
     if batch.input_ref is not None:
         context.provider.discard(None, batch.input_ref)

@@ -26,6 +26,7 @@ def upgrade() -> None:
         ("batches", sa.Column("results_until", sa.Float())),
         ("batches", sa.Column("audited", sa.Integer())),
         ("batches", sa.Column("audit_least", sa.Float())),
+        ("batches", sa.Column("part_good", sa.LargeBinary())),
     ):
         op.add_column(table, column)
     _create_jobs()
