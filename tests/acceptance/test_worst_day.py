@@ -363,7 +363,10 @@ def test_jobs_of_another_journal_are_shown_and_not_touched(begin: Any) -> None:
     day.check_bill()
 
 
-def test_what_batches_will_not_bring_by_the_deadline_is_embedded_at_once(begin: Any) -> None:
+@pytest.mark.parametrize("place", ["direct.answered:1", "direct.kept:1"])
+def test_what_batches_will_not_bring_by_the_deadline_is_embedded_at_once(
+    begin: Any, place: str
+) -> None:
     """One job stands still and the quota bears no second: the other rows are bought directly,
     each once but for the calls that a kill found under way, and these are said."""
     day = begin()
@@ -371,14 +374,16 @@ def test_what_batches_will_not_bring_by_the_deadline_is_embedded_at_once(begin: 
     day.fault("job_ceiling", jobs=1)
     assert day.run("--no-wait").returncode == 0
     assert len(day.cloud.jobs()) == 1
-    day.die_at("direct.kept:1", "--deadline", "0s")
+    day.die_at(place, "--deadline", "0s")
     day.cloud.clear_faults("job_stuck")
+    day.fault("fewer_vectors", times=1)
     again = day.finish("--deadline", "0s")["cost"]["rows_again"]
     day.check_output()
     day.check_bill(jobs=1)
     bill = day.cloud.bill()
     assert bill.rows == BATCH_ITEMS
     assert ROWS - BATCH_ITEMS <= bill.interactive_rows <= ROWS - BATCH_ITEMS + again
+    assert again > 0 or place == "direct.kept:1"
 
 
 def test_what_is_to_be_kept_at_the_provider_is(begin: Any) -> None:
