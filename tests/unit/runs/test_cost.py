@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from replaying import Replay, Replays, bought_twice
+from replaying import Replay, Replays, bought_twice, failing
 
 from embatch.errors import (
     BudgetExceededError,
+    IndeterminateError,
     InvalidRequestError,
     ProviderUnavailableError,
     RateLimitError,
@@ -33,6 +34,7 @@ from embatch.runs.cost import (
 )
 from embatch.runs.outcomes import OverBudget
 from embatch.runs.plan import item_bounds
+from embatch.runs.twins import watch
 from embatch.testing.cloud import count_tokens
 from embatch.testing.provider import DEFAULT_LIMITS, FakeProvider, Job
 from embatch.types.embedding import RowError, Space
@@ -178,15 +180,38 @@ def test_a_run_stops_at_its_cap_and_goes_on_under_a_higher_one(replay: Replays) 
     assert committed(run) == pytest.approx(cost)
 
 
-def step_until_over_budget(run: Replay) -> OverBudget:
+def step_until_over_budget(run: Replay, *, idle_s: float = 1.0) -> OverBudget:
     for _ in range(500):
         outcome = run.step()
         if isinstance(outcome, OverBudget):
             return outcome
         if outcome is None:
-            run.clock.advance(1.0)
+            run.clock.advance(idle_s)
         assert committed(run) <= run.context.run().config["max_cost_usd"] + 1e-12
     raise AssertionError("the run did not come to its cap")
+
+
+def test_a_late_twin_brings_no_run_over_its_cap(replay: Replays) -> None:
+    """A job that was held absent had run, and is seen only when the cap is used up: there was room
+    kept for it. With more money the rest is bought."""
+    whole = replay(FakeProvider(model=MODEL), TEXTS, audit="off")
+    whole.work()
+    cost = committed(whole)
+    lost = IndeterminateError("the answer was lost", label="x")
+    provider = FakeProvider(model=MODEL, after_submit=failing(1, lost))
+    provider.on_job = lambda job: setattr(job, "hidden", not provider.submitted)
+    run = replay(provider, TEXTS, audit="off", max_cost_usd=0.9 * cost)
+    stopped = step_until_over_budget(run, idle_s=60.0)
+    assert "may come of what is not settled" in stopped.error
+    assert "absent" in {job.state for job in run.journal.jobs.of_run(run.context.run_id)}
+    provider.jobs["jobs/0"].hidden = False
+    watch(run.context)
+    assert bought_twice(run).keys() <= {"late_twin"}
+    assert committed(run) <= 0.9 * cost + 1e-12
+    assert cost * len(provider.rows_bought) / len(TEXTS) <= 0.9 * cost
+    set_cap(run.journal, run.context.run_id, 8 * cost, now=run.clock())
+    run.work()
+    run.assert_right()
 
 
 def test_children_have_bounds_of_their_own(replay: Replays) -> None:
