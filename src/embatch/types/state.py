@@ -121,8 +121,7 @@ BATCH_TRANSITIONS: Final[dict[tuple[BatchState, BatchEvent], BatchState]] = {
     (_S.COLLECTED, _E.PART_LOST): _S.READY,
     (_S.PUBLISHED, _E.MISALIGNED): _S.QUARANTINED,
     **{
-        (state, _E.OWNERS_WITHDRAWN): _S.PLANNED
-        for state in (_S.READY, _S.COLLECTED, _S.PUBLISHED)
+        (state, _E.OWNERS_WITHDRAWN): _S.PLANNED for state in (_S.READY, _S.COLLECTED, _S.PUBLISHED)
     },
     (_S.QUARANTINED, _E.AUDIT_PASSED): _S.READY,
     (_S.QUARANTINED, _E.GAVE_WAY): _S.SPLIT,
