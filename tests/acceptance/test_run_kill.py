@@ -278,7 +278,9 @@ def test_two_processes_share_a_run(tmp_path: Path) -> None:
     """Both work on it, no batch is done twice, and both come to the same end."""
     proof = Proof(tmp_path)
     traces = [tmp_path / "trace-0", tmp_path / "trace-1"]
-    processes = [proof.start(trace=str(trace)) for trace in traces]
+    # Slow enough that neither is done before the other has begun.
+    slow = ("--poll-interval", "1.5")
+    processes = [proof.start(trace=str(trace), flags=slow) for trace in traces]
     for process in processes:
         _, errors = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 3, errors.decode()

@@ -288,11 +288,18 @@ def submit_and_leave(
 
 
 def _waits_for_quota(unsent: "Sequence[BatchRecord]", now: float) -> bool:
-    """All that may be uploaded is, and none of it may be created for a while."""
+    """All that may be uploaded is, and none of it may be created for a while.
+
+    A batch that only waits for the create of another is sent in a moment: it does not count.
+    """
     from embatch.runs.admission import AHEAD
+    from embatch.runs.quota import TRIAL_LOOK_S
 
     uploaded = [batch for batch in unsent if batch.state is not BatchState.PLANNED]
-    held = [batch for batch in uploaded if batch.blocked_reason == "quota" and batch.next_at > now]
+    until = now + TRIAL_LOOK_S
+    held = [
+        batch for batch in uploaded if batch.blocked_reason == "quota" and batch.next_at > until
+    ]
     full = len(held) >= AHEAD or len(uploaded) == len(unsent)
     return full and len(held) == len(uploaded)
 
