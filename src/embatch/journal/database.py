@@ -12,7 +12,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 from embatch.errors import ConfigError, JournalError
 from embatch.journal.schema import journal_table
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The newest Alembic revision, the one that this code speaks."""
 BUSY_TIMEOUT_S = 30.0
 """How long a writer waits for another process's transaction."""

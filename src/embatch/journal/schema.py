@@ -163,6 +163,7 @@ events_table = Table(
     Column("target", String(32)),
     Column("data", JSON),
     Index("events_by_run", "run_id", "id"),
+    Index("events_by_batch", "batch_id", "id"),
 )
 
 jobs_table = Table(
@@ -236,4 +237,42 @@ audits_table = Table(
     Column("cosine", Float, nullable=False),
     Column("passed", Boolean, nullable=False),
     Column("at", Float, nullable=False),
+)
+
+workers_table = Table(
+    "workers",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("version", String(32), nullable=False),
+    Column("execution", String(16), nullable=False),
+    Column("queues", JSON, nullable=False),
+    Column("concurrency", Integer, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("seen_at", Float, nullable=False),
+    Column("stopped_at", Float),
+    Column("steps", _big, nullable=False),
+    Column("doing", JSON, nullable=False),
+    Index("workers_by_sight", "seen_at"),
+)
+
+notifications_table = Table(
+    "notifications",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("run_id", String(32), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", Float, nullable=False),
+    Column("claim_token", String(32)),
+    Column("claimed_until", Float),
+    Column("delivered_at", Float),
+    Column("given_up_at", Float),
+    Column("error", Text),
+    Index("notifications_due", "delivered_at", "next_at"),
+    Index("notifications_by_run", "run_id", "at"),
 )

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 TooLong = Literal["send", "cut", "fail"]
+Execution = Literal["threads", "workers"]
 Audit = int | Literal["all", "off"]
 DEFAULT_AUDIT = 8
 """Rows of each batch that are embedded again to compare (spec.md section 4.2)."""
@@ -50,13 +51,23 @@ class RunConfig:
     """Inputs and finished batches stay at the provider."""
     staging: str | None = None
     """Vertex AI: `gs://bucket/prefix`; None: the environment's."""
+    execution: Execution = "threads"
+    """Who takes the steps: this process's threads, or the workers of a PostgreSQL journal."""
+    notify: tuple[str, ...] = ()
+    """URLs that hear of the run's end and of its troubles; they may hold secrets: never shown."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the journal."""
         values = asdict(self)
-        return {**values, "inputs": list(self.inputs), "keep": list(self.keep)}
+        return {
+            **values,
+            "inputs": list(self.inputs),
+            "keep": list(self.keep),
+            "notify": list(self.notify),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "RunConfig":
         """The config that `to_json` wrote."""
-        return cls(**{**values, "inputs": tuple(values["inputs"]), "keep": tuple(values["keep"])})
+        listed = {name: tuple(values.get(name, ())) for name in ("inputs", "keep", "notify")}
+        return cls(**{**values, **listed})

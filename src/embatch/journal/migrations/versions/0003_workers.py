@@ -1,0 +1,50 @@
+"""What many machines and those who watch them need: workers, notifications, events by time."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+_BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def upgrade() -> None:
+    """Adds tables and indexes; what stands stays."""
+    op.create_table(
+        "workers",
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=False),
+        sa.Column("version", sa.String(32), nullable=False),
+        sa.Column("execution", sa.String(16), nullable=False),
+        sa.Column("queues", sa.JSON(), nullable=False),
+        sa.Column("concurrency", sa.Integer(), nullable=False),
+        sa.Column("started_at", sa.Float(), nullable=False),
+        sa.Column("seen_at", sa.Float(), nullable=False),
+        sa.Column("stopped_at", sa.Float()),
+        sa.Column("steps", _BIG, nullable=False),
+        sa.Column("doing", sa.JSON(), nullable=False),
+    )
+    op.create_index("workers_by_sight", "workers", ["seen_at"])
+    op.create_table(
+        "notifications",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column(
+            "run_id", sa.String(32), sa.ForeignKey("runs.id", ondelete="CASCADE"), nullable=False
+        ),
+        sa.Column("kind", sa.String(32), nullable=False),
+        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("payload", sa.JSON(), nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("next_at", sa.Float(), nullable=False),
+        sa.Column("claim_token", sa.String(32)),
+        sa.Column("claimed_until", sa.Float()),
+        sa.Column("delivered_at", sa.Float()),
+        sa.Column("given_up_at", sa.Float()),
+        sa.Column("error", sa.Text()),
+    )
+    op.create_index("notifications_due", "notifications", ["delivered_at", "next_at"])
+    op.create_index("notifications_by_run", "notifications", ["run_id", "at"])
+    op.create_index("events_by_batch", "events", ["batch_id", "id"])
