@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from typing import Any
 
 from embatch.datasets.output import OutputPaths
@@ -11,8 +10,8 @@ from embatch.errors import InvalidRequestError
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.runs.accounts import Accounts, read_accounts
-from embatch.runs.direct import missed_deadline
 from embatch.runs.quota_status import QuotaStatus, read_quota
+from embatch.runs.why import Why, explain
 from embatch.types.state import FINAL_RUN_STATES, RunState
 
 RATE_BATCHES = 20
@@ -73,6 +72,8 @@ class RunStatus:
     """The learned quota; None where nothing was sent."""
     worked: bool = True
     """Some process takes the steps of the run, or it needs none now."""
+    why: Why | None = None
+    """Why nothing moves, with what to type."""
 
     @property
     def finished(self) -> bool:
@@ -119,6 +120,7 @@ def read_status(
     cost = read_accounts(journal, run, counts)
     moving = worked and run.state is RunState.RUNNING and rate and left is not None
     blocked = _blocked(journal, run.id, run.state)
+    why = explain(journal, run, worked=worked, blocked=blocked, now=now)
     return RunStatus(
         id=run.id,
         name=run.name,
@@ -149,7 +151,8 @@ def read_status(
         alert_below_pct=run.config["alert_below_pct"],
         error_code=run.error_code,
         error=run.error,
-        waiting=_person(blocked) or _waiting(journal, run, worked, now),
+        waiting=None if why is None else why.sentence,
+        why=why,
         blocked=blocked,
         twins=run.twins,
         quota=read_quota(journal, run.id, now=now),
@@ -171,34 +174,3 @@ def _blocked(journal: Journal, run_id: str, state: RunState) -> dict[int, str]:
         return {}
     waiting = journal.batches.waiting_for_person(run_id)
     return {batch.number: str(batch.blocked_detail) for batch in waiting}
-
-
-def _person(blocked: Mapping[int, str]) -> str | None:
-    """What a person has to do, if anything."""
-    if not blocked:
-        return None
-    first, others = next(iter(blocked.values())), len(blocked) - 1
-    return f"{first} (and so on for {others} more)" if others else first
-
-
-def _waiting(journal: Journal, run: RunRecord, worked: bool, now: float) -> str | None:
-    if run.state in FINAL_RUN_STATES or run.state is RunState.OVER_BUDGET:
-        return None
-    if run.state is RunState.PARKED and run.resume_at is not None:
-        until = datetime.fromtimestamp(run.resume_at).astimezone().strftime("%Y-%m-%d %H:%M")
-        goes_on = "then it goes on by itself" if worked else "no process works on it"
-        return (
-            f"waiting for quota until {until}, that of the day is used up: {goes_on}; "
-            f"at once: embatch resume {run.id}"
-        )
-    if not worked:
-        missed = missed_deadline(journal, run, now=now)
-        warned = "" if missed is None else f"; {missed}"
-        return f"no process works on it: embatch resume {run.id}{warned}"
-    held = journal.batches.first_blocked(run.id)
-    if held is not None and held.next_at > now:
-        return (
-            f"batch {held.number} waits {held.next_at - now:.0f} s more "
-            f"({held.blocked_reason}): {held.blocked_detail or 'no detail given'}"
-        )
-    return None
