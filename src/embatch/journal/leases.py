@@ -22,6 +22,7 @@ from sqlalchemy.sql.selectable import ScalarSelect
 from embatch.errors import LeaseLostError
 from embatch.journal.database import Database
 from embatch.journal.gates import Gate
+from embatch.journal.outbox import enter_person
 from embatch.journal.records import BatchRecord
 from embatch.journal.rows import batch_record
 from embatch.journal.schema import batches_table, events_table, runs_table
@@ -164,7 +165,7 @@ class LeaseTable:
     ) -> None:
         """Gives a batch back, due again at `next_at`. A lease lost meanwhile is left alone."""
         with self._database.write() as connection:
-            connection.execute(
+            changed = connection.execute(
                 update(batches_table)
                 .where(batches_table.c.id == batch_id, batches_table.c.lease_token == token)
                 .values(
@@ -176,6 +177,8 @@ class LeaseTable:
                     blocked_detail=blocked_detail,
                 )
             )
+            if changed.rowcount == 1 and blocked_reason == "person":
+                enter_person(connection, batch_id, blocked_detail, next_at)
 
     def claim_planning(self, run_id: str, *, owner: str, lease_s: float) -> str | None:
         """Leases the planning of a run; None while another process plans it."""

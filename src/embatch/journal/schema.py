@@ -20,6 +20,13 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+MARKED_EVENTS = (
+    "kind IN ('stuck', 'low_success_rate', 'resumed', 'retried', 'upload_refused', "
+    "'submit_refused', 'submit_deferred', 'held_absent', 'job_failed', 'job_expired', "
+    "'input_lost', 'misaligned', 'part_lost')"
+)
+"""Kinds of events that are looked for among millions: an index holds these alone."""
+
 _big = BigInteger().with_variant(Integer, "sqlite")
 """64 bits everywhere; SQLite numbers rows by itself only in a column called INTEGER."""
 
@@ -164,6 +171,12 @@ events_table = Table(
     Column("data", JSON),
     Index("events_by_run", "run_id", "id"),
     Index("events_by_batch", "batch_id", "id"),
+    Index(
+        "events_marked",
+        *("kind", "run_id", "at"),
+        sqlite_where=text(MARKED_EVENTS),
+        postgresql_where=text(MARKED_EVENTS),
+    ),
 )
 
 jobs_table = Table(

@@ -15,6 +15,7 @@ from embatch.journal.entries import cancel_batches, enter_adopted
 from embatch.journal.jobs import JobTable
 from embatch.journal.leases import LeaseTable
 from embatch.journal.ledger_table import LedgerTable
+from embatch.journal.outbox import OutboxTable, enter_transition
 from embatch.journal.quotas import QuotaTable
 from embatch.journal.records import AdoptedPart, EventRecord, Failure, RunRecord
 from embatch.journal.rows import record_event, run_record
@@ -38,6 +39,7 @@ class Journal:
         self.ledger = LedgerTable(database)
         self.quotas = QuotaTable(database)
         self.calibrations = CalibrationTable(database)
+        self.outbox = OutboxTable(database)
 
     @classmethod
     def open(cls, url: str) -> "Journal":
@@ -175,6 +177,7 @@ class Journal:
             record_event(
                 connection, run_id=run_id, at=now, kind=event, source=expected, target=target
             )
+            enter_transition(connection, run, event, now)
             if event is RunEvent.CANCELLED:
                 cancel_batches(connection, run_id, now)
             return run

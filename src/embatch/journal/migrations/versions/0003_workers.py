@@ -6,6 +6,11 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
+_MARKED = (
+    "kind IN ('stuck', 'low_success_rate', 'resumed', 'retried', 'upload_refused', "
+    "'submit_refused', 'submit_deferred', 'held_absent', 'job_failed', 'job_expired', "
+    "'input_lost', 'misaligned', 'part_lost')"
+)
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -48,3 +53,10 @@ def upgrade() -> None:
     op.create_index("notifications_due", "notifications", ["delivered_at", "next_at"])
     op.create_index("notifications_by_run", "notifications", ["run_id", "at"])
     op.create_index("events_by_batch", "events", ["batch_id", "id"])
+    op.create_index(
+        "events_marked",
+        "events",
+        ["kind", "run_id", "at"],
+        sqlite_where=sa.text(_MARKED),
+        postgresql_where=sa.text(_MARKED),
+    )
