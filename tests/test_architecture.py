@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "vectors": {"errors"},
     "config": {"errors"},
     "transport": BOTTOM,
-    "storage": BOTTOM,
+    "storage": BOTTOM | {"config"},
     "observe": BOTTOM,
     "client": BOTTOM | SHARED | {"config"},
     "local": BOTTOM,
@@ -32,6 +32,7 @@ MAY_IMPORT = {
 HOMES = {
     "httpx2": {"transport"},
     "obstore": {"storage"},
+    "botocore": {"storage"},
     "openvino": {"local"},
     "tokenizers": {"local"},
     "huggingface_hub": {"local"},

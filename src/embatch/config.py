@@ -9,6 +9,8 @@ from pathlib import Path
 from embatch.errors import ConfigError
 
 CONFIG_FILE = "embatch.toml"
+CACHE_MB = 8192
+"""Objects that are kept on this machine when nobody says how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,62 @@ class CloudSettings:
             api_version=value("GOOGLE_GENAI_API_VERSION"),
             staging=value("EMBATCH_STAGING"),
             storage_base_url=value("STORAGE_EMULATOR_HOST"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageSettings:
+    """What the environment says about object stores. The names are those of each cloud's tools."""
+
+    cache: Path
+    """Folder for what must lie on this machine while it is used; `EMBATCH_CACHE`."""
+    cache_bytes: int = CACHE_MB << 20
+    """What is kept there of objects that may be needed again; `EMBATCH_CACHE_MB`."""
+    s3_endpoint: str | None = None
+    """`AWS_ENDPOINT_URL_S3`, else `AWS_ENDPOINT_URL`: a server that speaks S3's protocol."""
+    s3_region: str | None = None
+    """`AWS_REGION`, else `AWS_DEFAULT_REGION`."""
+    s3_unsigned: bool = False
+    """`AWS_SKIP_SIGNATURE`: a bucket that is public."""
+    s3_http: bool = False
+    """`AWS_ALLOW_HTTP`: another machine may be spoken to without encryption."""
+    google_endpoint: str | None = None
+    """`STORAGE_EMULATOR_HOST`."""
+    azure_account: str | None = None
+    """`AZURE_STORAGE_ACCOUNT_NAME`."""
+    azure_endpoint: str | None = None
+    """`AZURE_STORAGE_ENDPOINT`, else `AZURE_ENDPOINT`."""
+    azure_http: bool = False
+    """`AZURE_ALLOW_HTTP`."""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None) -> "StorageSettings":
+        """The settings of `environ`, by default this process's environment."""
+        env = os.environ if environ is None else environ
+
+        def value(*names: str) -> str | None:
+            return next((env[name].strip() for name in names if env.get(name, "").strip()), None)
+
+        def asked(name: str) -> bool:
+            return (value(name) or "").lower() in {"1", "true", "yes"}
+
+        cache = value("EMBATCH_CACHE")
+        size = value("EMBATCH_CACHE_MB") or str(CACHE_MB)
+        if not size.isdigit():
+            raise ConfigError(f"EMBATCH_CACHE_MB is {size!r}: give a number of megabytes")
+        return cls(
+            cache=Path(cache).expanduser().absolute()
+            if cache
+            else load_settings(environ=env).home / "cache",
+            cache_bytes=int(size) << 20,
+            s3_endpoint=value("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+            s3_region=value("AWS_REGION", "AWS_DEFAULT_REGION"),
+            s3_unsigned=asked("AWS_SKIP_SIGNATURE"),
+            s3_http=asked("AWS_ALLOW_HTTP"),
+            google_endpoint=value("STORAGE_EMULATOR_HOST"),
+            azure_account=value("AZURE_STORAGE_ACCOUNT_NAME"),
+            azure_endpoint=value("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+            azure_http=asked("AZURE_ALLOW_HTTP"),
         )
 
 

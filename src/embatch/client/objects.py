@@ -13,7 +13,7 @@ from embatch.errors import InputError
 from embatch.types.files import RemoteFile
 
 if TYPE_CHECKING:
-    from embatch.storage import ObjectStorage
+    from embatch.storage.objects import ObjectStorage
 
 
 def put(storage: "ObjectStorage", uri: str, path: Path) -> Flow[None]:

@@ -25,7 +25,7 @@ from embatch.errors import ConfigError, InvalidRequestError
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
 
-    from embatch.storage import ObjectStorage
+    from embatch.storage.objects import ObjectStorage
 
 GEMINI_URL: Final = "https://generativelanguage.googleapis.com"
 GEMINI_VERSION: Final = "v1beta"
@@ -157,14 +157,14 @@ class _StorageOnce:
     def __call__(self) -> "ObjectStorage":
         if self._storage is None:
             try:
-                from embatch.storage import ObjectStorage
+                from embatch.storage.stores import google_storage
             except ImportError:
                 raise ConfigError(
                     "Cloud Storage needs obstore: pip install 'embatch[vertex]'"
                 ) from None
             known = self._authorization
             tokens = known if isinstance(known, GoogleAuthorization) else None
-            self._storage = ObjectStorage(base_url=self._base_url, tokens=tokens)
+            self._storage = google_storage(base_url=self._base_url, tokens=tokens)
         return self._storage
 
 

@@ -33,7 +33,7 @@ from embatch.types.label import Label, label_hash
 from embatch.types.models import find_model
 
 if TYPE_CHECKING:
-    from embatch.storage import ObjectStorage
+    from embatch.storage.objects import ObjectStorage
 
 MOST_CONTENTS: Final = 100
 MOST_PREDICT_BYTES: Final = 40_000
