@@ -81,6 +81,8 @@ def _create_engine(url: str) -> Engine:
             event.listen(engine, "connect", _set_pragmas)
             event.listen(engine, "begin", _begin)
             return engine
+        if parsed.drivername in ("postgresql", "postgres"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
         return create_engine(parsed)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise ConfigError(
