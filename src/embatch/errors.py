@@ -154,6 +154,9 @@ class StorageError(EmbatchError):
 class JournalError(EmbatchError):
     """The journal, the database of runs and batches, refused or broke."""
 
+    transient: bool = False
+    """The database could not be reached: the same call may succeed once it can."""
+
 
 class TransitionRefusedError(JournalError):
     """A guarded update changed no row: the state or lease was not the one expected."""
