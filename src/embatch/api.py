@@ -4,8 +4,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import pyarrow as pa
 
@@ -18,8 +19,9 @@ from embatch.environment import Environment
 from embatch.errors import InputError, InvalidRequestError, error_named
 from embatch.execution.threads import ThreadExecutor
 from embatch.journal.records import Failure, RunRecord
+from embatch.run_options import RunOptions
 from embatch.runs.accounts import set_cap
-from embatch.runs.config import Audit, RunConfig, TooLong
+from embatch.runs.config import RunConfig
 from embatch.runs.end import cancel_run, forget_run, retry_run, take_back
 from embatch.runs.lookup import find_run
 from embatch.runs.outputs import read_output, require_form
@@ -33,51 +35,6 @@ PROGRESS_S = 0.5
 """Seconds between two calls of `on_progress`."""
 STOPPED_STATES = FINAL_RUN_STATES | {RunState.NEEDS_PERSON, RunState.OVER_BUDGET}
 """States in which waiting in this process brings nothing more."""
-
-
-class RunOptions(TypedDict, total=False):
-    """What `submit` and `run` take beside data and output; the command's flags of these names."""
-
-    provider: str | None
-    """"local", "gemini" or "vertex"; None: the settings'."""
-    model: str | None
-    """Name or folder of the model; None: the settings', else the provider's default."""
-    text: str | None
-    """Column to embed; None: `text`, else the only string column."""
-    key: str | None
-    """Column of unique keys; None: the row number."""
-    keep: Sequence[str]
-    """Columns to carry into the output."""
-    dims: int | None
-    """Values of each vector; None: all of the model."""
-    task_type: str | None
-    precision: str
-    """Of the local engine: "auto", "f32", "bf16" or "int8"."""
-    reuse: str | Path | None
-    """An earlier output of the same space, whose vectors serve equal texts."""
-    name: str | None
-    tags: Mapping[str, str] | None
-    priority: int | None
-    """Higher is worked on first; None leaves that of a run which stands already."""
-    journal: str | None
-    """Database of runs, a file or URL; None: the settings'."""
-    environment: Environment | None
-    """An open environment, in place of `journal`."""
-
-    max_batch_items: int | None
-    max_batch_tokens: int | None
-    poll_interval_s: float | None
-    too_long: TooLong
-    alert_below_pct: float
-    settle_s: float | None
-    max_cost_usd: float | None
-    audit: Audit
-    deadline: float | None
-    stuck_after_s: float
-    probe: bool
-    keep_remote: bool
-    staging: str | None
-    """These are `RunConfig`'s, where each is told."""
 
 
 class Run:
@@ -136,11 +93,14 @@ class Run:
             return (stop is not None and stop()) or self._record().state in STOPPED_STATES
 
         try:
-            if self._record().state not in STOPPED_STATES:
-                executor = ThreadExecutor(
-                    environment.journal, environment.context, clock=environment.hooks.clock
-                )
-                executor.work([self.id], until=over, timeout_s=timeout)
+            with environment.courier([self.id]) as courier:
+                if self._record().state not in STOPPED_STATES:
+                    executor = ThreadExecutor(
+                        environment.journal, environment.context, clock=environment.hooks.clock
+                    )
+                    executor.work([self.id], until=over, timeout_s=timeout)
+                if self._record().state in STOPPED_STATES:
+                    courier.linger(self.id)
         finally:
             environment.close_providers()
         status = self.status()
@@ -179,12 +139,17 @@ class Run:
             take_back(self._environment.journal, self.id)
         raise error
 
-    def resume(self, *, max_cost_usd: float | None = None) -> "Run":
+    def resume(
+        self, *, max_cost_usd: float | None = None, notify: Sequence[str] | None = None
+    ) -> "Run":
         """Sets a stopped run going again: `wait()` or a worker goes on with it.
 
-        `max_cost_usd` is its cap from now on; None leaves it.
+        `max_cost_usd` is its cap from now on, `notify` who hears of it; None leaves them.
         """
         journal, now = self._environment.journal, self._environment.now()
+        if notify is not None:
+            config = {**self._record().config, "notify": [*self._environment.targets(notify)]}
+            journal.update_run(self.id, now=now, config=config)
         if max_cost_usd is not None:
             set_cap(journal, self.id, max_cost_usd, now=now)
         wake_run(journal, self.id, now=now)
@@ -248,12 +213,14 @@ def enter(data: Any, out: str | Path, **options: Unpack[RunOptions]) -> Run:
         options.pop("tags", None),
         options.pop("priority", None),
     )
+    notify = options.pop("notify", None)
     try:
+        targets = world.targets(notify)
         paths = OutputPaths.for_out(str(out))
         if paths.manifest.exists():
             require_form(paths, Manifest.load(paths.manifest))
         source = _open_data(data, paths, options)
-        config = _config(source, paths, world.settings, options)
+        config = replace(_config(source, paths, world.settings, options), notify=targets)
         run = start_run(
             world.journal,
             config,

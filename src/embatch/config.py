@@ -3,7 +3,7 @@
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from embatch.errors import ConfigError
@@ -25,6 +25,8 @@ class Settings:
     """Provider when the command names none; `EMBATCH_PROVIDER`."""
     model: str | None = None
     """Model when the command names none; `EMBATCH_MODEL`."""
+    notify: tuple[str, ...] = field(default=(), repr=False)
+    """Who hears of runs when the command names none; `EMBATCH_NOTIFY`, URLs with spaces between."""
 
 
 _VARIABLES = {
@@ -32,6 +34,7 @@ _VARIABLES = {
     "journal": "EMBATCH_JOURNAL_URL",
     "provider": "EMBATCH_PROVIDER",
     "model": "EMBATCH_MODEL",
+    "notify": "EMBATCH_NOTIFY",
 }
 
 
@@ -53,7 +56,11 @@ def load_settings(
     home = Path(values.pop("home", "") or _default_home()).expanduser().absolute()
     url = journal_url(values.pop("journal", "") or str(home / "journal.db"))
     return Settings(
-        home=home, journal=url, provider=values.get("provider"), model=values.get("model")
+        home=home,
+        journal=url,
+        provider=values.get("provider"),
+        model=values.get("model"),
+        notify=tuple(values.get("notify", "").split()),
     )
 
 
@@ -83,9 +90,17 @@ def _read_file(path: Path) -> dict[str, str]:
             raise ConfigError(
                 f"{path} sets {name!r}, which is no setting: use {', '.join(sorted(known))}"
             )
-        if not isinstance(value, str):
+        if name == "notify" and isinstance(value, list) and all(map(_is_text, value)):
+            values[name] = " ".join(value)
+        elif name == "notify" and not isinstance(value, str):
+            raise ConfigError(f"{path} sets notify to what is no list of URLs")
+        elif not isinstance(value, str):
             raise ConfigError(f"{path} sets {name} to {value!r}: it must be a string")
     return values
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 class Secret:
@@ -212,3 +227,10 @@ def serve_api_key(environ: Mapping[str, str] | None = None) -> Secret | None:
     env = os.environ if environ is None else environ
     key = env.get("EMBATCH_SERVE_API_KEY")
     return Secret(key) if key else None
+
+
+def webhook_secret(environ: Mapping[str, str] | None = None) -> Secret | None:
+    """What webhooks are signed with: `EMBATCH_WEBHOOK_SECRET`, one secret or more."""
+    env = os.environ if environ is None else environ
+    words = env.get("EMBATCH_WEBHOOK_SECRET", "").strip()
+    return Secret(words) if words else None

@@ -2,21 +2,25 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from embatch.config import CloudSettings, Settings, load_settings
+from embatch.config import CloudSettings, Settings, load_settings, webhook_secret
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
 from embatch.datasets.ownership import OutputLock
 from embatch.errors import ConfigError, InvalidRequestError
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
+from embatch.observe.courier import Courier
+from embatch.observe.targets import require_targets
+from embatch.observe.webhook import parse_secrets
 from embatch.providers.base import Provider
 from embatch.providers.opening import open_provider
 from embatch.runs.config import RunConfig
 from embatch.runs.context import RunContext, no_checkpoint
+from embatch.runs.heralds import open_courier
 from embatch.runs.readers import Readers
 from embatch.types.embedding import Space
 from embatch.types.results import TextEngine
@@ -134,6 +138,25 @@ class Environment:
                     f"{paths.out} belongs to another journal by now: name it with --journal"
                 )
             self._locks[run_id] = lock
+
+    def targets(self, urls: Iterable[str] | None) -> tuple[str, ...]:
+        """Who is to hear of a run: `urls`, else the settings', each looked at."""
+        secret = webhook_secret()
+        if secret is not None:
+            parse_secrets(secret.reveal())
+        return require_targets(
+            self.settings.notify if urls is None else urls, signs=secret is not None
+        )
+
+    def courier(self, run_ids: Collection[str] | None = None) -> Courier:
+        """Delivers notifications beside this process's work on `run_ids`, or on every run."""
+        secret = webhook_secret()
+        return open_courier(
+            self.journal,
+            None if secret is None else secret.reveal(),
+            clock=self.hooks.clock,
+            run_ids=run_ids,
+        )
 
     def release(self, run_id: str) -> None:
         """Lets go of a run's output: nothing in this process works on it any more."""

@@ -8,6 +8,8 @@ every value that a traceback could show.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -81,6 +83,8 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | FileSlice | None = field(default=None, repr=False)
     authorization: Authorization | None = field(default=None, repr=False)
+    private: bool = False
+    """Its URL is a secret: the HTTP library must not log it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,15 +185,29 @@ def _chunks(answer: httpx2.Response, timeout_s: float) -> Iterator[bytes]:
     raise httpx2.RemoteProtocolError("the connection closed before the answer was whole")
 
 
+_PRIVATE: Final = ContextVar("embatch_private_request", default=False)
+
+
 class _WithoutUploads(logging.Filter):
-    """Keeps the URL of a running upload, a right to write, out of the HTTP library's logs."""
+    """Keeps URLs that are rights, such as that of a running upload, out of the HTTP library's
+    logs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "upload_id=" not in record.getMessage()
+        return not _PRIVATE.get() and "upload_id=" not in record.getMessage()
 
 
 _WITHOUT_UPLOADS: Final = _WithoutUploads()
 _LOGGERS: Final = ("httpx2", "httpcore2.http11", "httpcore2.http2")
+
+
+@contextmanager
+def _named(request: Request) -> Iterator[None]:
+    """While the HTTP library has the request in hand: whether it may log its URL."""
+    before = _PRIVATE.set(request.private)
+    try:
+        yield
+    finally:
+        _PRIVATE.reset(before)
 
 
 def _hush() -> None:
@@ -225,9 +243,10 @@ class Transport(_Closable):
         self.require_open()
         headers, body = _parts(request)
         try:
-            answer = self._client.request(
-                request.method, request.url, headers=headers, content=body
-            )
+            with _named(request):
+                answer = self._client.request(
+                    request.method, request.url, headers=headers, content=body
+                )
         except (*_FAILURES, *_MISTAKEN) as error:
             return _lost(error)
         except RuntimeError:
@@ -242,12 +261,13 @@ class Transport(_Closable):
         self.require_open()
         headers, body = _parts(request)
         try:
-            answer = self._client.send(
-                self._client.build_request(
-                    request.method, request.url, headers=headers, content=body
-                ),
-                stream=True,
-            )
+            with _named(request):
+                answer = self._client.send(
+                    self._client.build_request(
+                        request.method, request.url, headers=headers, content=body
+                    ),
+                    stream=True,
+                )
         except (*_FAILURES, *_MISTAKEN) as error:
             return _lost(error)
         except RuntimeError:
@@ -296,9 +316,10 @@ class AsyncTransport(_Closable):
         self.require_open()
         headers, body = await _aparts(request)
         try:
-            answer = await self._client.request(
-                request.method, request.url, headers=headers, content=body
-            )
+            with _named(request):
+                answer = await self._client.request(
+                    request.method, request.url, headers=headers, content=body
+                )
         except (*_FAILURES, *_MISTAKEN) as error:
             return _lost(error)
         except RuntimeError:
@@ -313,12 +334,13 @@ class AsyncTransport(_Closable):
         self.require_open()
         headers, body = await _aparts(request)
         try:
-            answer = await self._client.send(
-                self._client.build_request(
-                    request.method, request.url, headers=headers, content=body
-                ),
-                stream=True,
-            )
+            with _named(request):
+                answer = await self._client.send(
+                    self._client.build_request(
+                        request.method, request.url, headers=headers, content=body
+                    ),
+                    stream=True,
+                )
         except (*_FAILURES, *_MISTAKEN) as error:
             return _lost(error)
         except RuntimeError:

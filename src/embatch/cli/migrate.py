@@ -11,8 +11,8 @@ from embatch.cli.session import Session
 from embatch.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from embatch.api import RunOptions
     from embatch.environment import Environment
+    from embatch.run_options import RunOptions
     from embatch.runs.migrate import Move
     from embatch.runs.quote import Quote
 
@@ -58,6 +58,7 @@ def migrate(
     staging: options.Staging = None,
     settle: options.Settle = None,
     no_probe: options.NoProbe = False,
+    notify: options.Notify = None,
     name: options.Name = None,
     tag: options.Tags = None,
     dry_run: Annotated[
@@ -98,6 +99,7 @@ def migrate(
         "staging": staging,
         "settle_s": settle,
         "probe": not no_probe,
+        "notify": notify,
         "name": name,
         "tags": options.parse_tags(tag),
     }

@@ -194,6 +194,16 @@ AlertBelow = Annotated[
         "--alert-below", metavar="PCT", min=0.0, max=100.0, help="Warn, and exit 3, under this."
     ),
 ]
+Notify = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--notify",
+        metavar="URL",
+        help="Who hears of the run's end and troubles; may be given often: https://… is a signed"
+        " webhook, all else apprise's (slack://…, mailto://…).  Default: EMBATCH_NOTIFY.",
+        show_default=False,
+    ),
+]
 Name = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="A name to call the run by.")
 ]

@@ -46,6 +46,7 @@ def run(
     no_probe: options.NoProbe = False,
     keep_remote: options.KeepRemote = False,
     alert_below: options.AlertBelow = 95.0,
+    notify: options.Notify = None,
     name: options.Name = None,
     tag: options.Tags = None,
     journal: options.Journal = None,
@@ -86,6 +87,7 @@ def run(
             probe=not no_probe,
             keep_remote=keep_remote,
             alert_below_pct=alert_below,
+            notify=notify,
         )
         if no_wait:
             submit_and_leave(session, environment, handle, timeout=timeout)
@@ -120,6 +122,7 @@ def plan(
     no_probe: options.NoProbe = False,
     keep_remote: options.KeepRemote = False,  # noqa: ARG001
     alert_below: options.AlertBelow = 95.0,  # noqa: ARG001
+    notify: options.Notify = None,  # noqa: ARG001
     name: options.Name = None,  # noqa: ARG001
     tag: options.Tags = None,
     out: options.OptionalOut = None,
@@ -162,6 +165,7 @@ def resume(
     run: options.RunName,
     max_cost: options.MaxCost = None,
     timeout: options.Timeout = None,
+    notify: options.Notify = None,
     journal: options.Journal = None,
     log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
     as_json: options.Json = False,
@@ -171,7 +175,8 @@ def resume(
 
     session = Session.of(context, journal=journal, as_json=as_json)
     with session.environment() as environment:
-        handle = Run(environment, find_run(environment, run).id).resume(max_cost_usd=max_cost)
+        handle = Run(environment, find_run(environment, run).id)
+        handle.resume(max_cost_usd=max_cost, notify=notify)
         work_on(session, environment, handle, timeout=timeout)
 
 

@@ -66,6 +66,8 @@ class OutboxCounts:
 
     waiting: int
     given_up: int
+    next_in_s: float | None = None
+    """Seconds until the next attempt, 0.0 while one is under way; None when nothing waits."""
     error: str | None = None
     """What the last attempt met, of those that wait or were given up."""
 
@@ -160,10 +162,12 @@ class OutboxTable:
         mine = [] if run_id is None else [table.run_id == run_id]
         open_ones = [table.delivered_at.is_(None), *mine]
         with self._database.read() as connection:
-            waiting, given_up = connection.execute(
+            now = self._database.lease_now(connection)
+            waiting, given_up, next_at = connection.execute(
                 select(
                     func.count().filter(table.given_up_at.is_(None)),
                     func.count().filter(table.given_up_at.is_not(None)),
+                    func.min(table.next_at).filter(table.given_up_at.is_(None)),
                 ).where(*open_ones)
             ).one()
             error = connection.execute(
@@ -172,7 +176,10 @@ class OutboxTable:
                 .order_by(table.at.desc())
                 .limit(1)
             ).scalar()
-        return OutboxCounts(waiting=int(waiting), given_up=int(given_up), error=error)
+        next_in_s = None if next_at is None else max(0.0, float(next_at) - now)
+        return OutboxCounts(
+            waiting=int(waiting), given_up=int(given_up), next_in_s=next_in_s, error=error
+        )
 
     def tell_stuck(
         self, run_id: str, *, since: float, facts: Mapping[str, Any], now: float

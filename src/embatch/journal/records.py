@@ -19,7 +19,8 @@ class RunRecord:
     name: str | None
     state: RunState
     out: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
+    """Not shown: it names who is notified, by URLs that may hold secrets."""
     space: Mapping[str, Any]
     tags: Mapping[str, str]
     priority: int

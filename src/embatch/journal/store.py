@@ -15,11 +15,14 @@ from embatch.journal.entries import cancel_batches, enter_adopted
 from embatch.journal.jobs import JobTable
 from embatch.journal.leases import LeaseTable
 from embatch.journal.ledger_table import LedgerTable
+from embatch.journal.measures import MeasureTable
 from embatch.journal.outbox import OutboxTable, enter_transition
 from embatch.journal.quotas import QuotaTable
 from embatch.journal.records import AdoptedPart, EventRecord, Failure, RunRecord
 from embatch.journal.rows import record_event, run_record
 from embatch.journal.schema import events_table, failures_table, runs_table
+from embatch.journal.views import ViewTable
+from embatch.journal.workers import WorkerTable
 from embatch.types.state import RunEvent, RunState, next_run_state
 
 PAGE_ROWS = 1000
@@ -39,7 +42,10 @@ class Journal:
         self.ledger = LedgerTable(database)
         self.quotas = QuotaTable(database)
         self.calibrations = CalibrationTable(database)
+        self.views = ViewTable(database)
+        self.workers = WorkerTable(database)
         self.outbox = OutboxTable(database)
+        self.measures = MeasureTable(database)
 
     @classmethod
     def open(cls, url: str) -> "Journal":

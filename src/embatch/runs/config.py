@@ -1,7 +1,7 @@
 """What a run is asked to do: what makes it this run, and what may change between starts."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 TooLong = Literal["send", "cut", "fail"]
@@ -53,7 +53,7 @@ class RunConfig:
     """Vertex AI: `gs://bucket/prefix`; None: the environment's."""
     execution: Execution = "threads"
     """Who takes the steps: this process's threads, or the workers of a PostgreSQL journal."""
-    notify: tuple[str, ...] = ()
+    notify: tuple[str, ...] = field(default=(), repr=False)
     """URLs that hear of the run's end and of its troubles; they may hold secrets: never shown."""
 
     def to_json(self) -> dict[str, Any]:

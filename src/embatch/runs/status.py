@@ -7,6 +7,7 @@ from typing import Any
 from embatch.datasets.output import OutputPaths
 from embatch.datasets.ownership import is_held
 from embatch.errors import InvalidRequestError
+from embatch.journal.outbox import OutboxCounts
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.runs.accounts import Accounts, read_accounts
@@ -70,6 +71,8 @@ class RunStatus:
     """The run's money in full."""
     quota: QuotaStatus | None = None
     """The learned quota; None where nothing was sent."""
+    notifications: OutboxCounts | None = None
+    """Messages about the run that have not arrived."""
     worked: bool = True
     """Some process takes the steps of the run, or it needs none now."""
     why: Why | None = None
@@ -109,7 +112,7 @@ def read_status(
 ) -> RunStatus:
     """The run as it stands in the journal at `now`; `works_here`: this process works on it."""
     run = journal.get_run(run_id)
-    worked = works_here or run.state not in WORKING_STATES or _is_worked(journal, run, now)
+    worked = works_here or run.state not in WORKING_STATES or is_worked(journal, run, now)
     counts = journal.batches.counts(run.id)
     done = counts.written + counts.live
     if run.finished_at is None:
@@ -119,7 +122,7 @@ def read_status(
     left = None if run.rows is None else run.rows - done - counts.failed
     cost = read_accounts(journal, run, counts)
     moving = worked and run.state is RunState.RUNNING and rate and left is not None
-    blocked = _blocked(journal, run.id, run.state)
+    blocked = waiting_for_person(journal, run.id, run.state)
     why = explain(journal, run, worked=worked, blocked=blocked, now=now)
     return RunStatus(
         id=run.id,
@@ -156,11 +159,12 @@ def read_status(
         blocked=blocked,
         twins=run.twins,
         quota=read_quota(journal, run.id, now=now),
+        notifications=journal.outbox.counts(run.id),
         worked=worked,
     )
 
 
-def _is_worked(journal: Journal, run: RunRecord, now: float) -> bool:
+def is_worked(journal: Journal, run: RunRecord, now: float) -> bool:
     """Told by the lock on the output where that is on this machine, else by the journal."""
     try:
         held = is_held(OutputPaths.for_out(run.out).parts)
@@ -169,7 +173,8 @@ def _is_worked(journal: Journal, run: RunRecord, now: float) -> bool:
     return journal.leases.is_worked(run.id, now=now) if held is None else held
 
 
-def _blocked(journal: Journal, run_id: str, state: RunState) -> dict[int, str]:
+def waiting_for_person(journal: Journal, run_id: str, state: RunState) -> dict[int, str]:
+    """What happened to batches that wait for a person, and what to type, by number."""
     if state in FINAL_RUN_STATES:
         return {}
     waiting = journal.batches.waiting_for_person(run_id)

@@ -1,0 +1,231 @@
+"""Figures over the whole journal, in a few queries that stay cheap with many batches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, or_, select, text
+
+from embatch.journal.database import Database
+from embatch.journal.schema import (
+    MARKED_EVENTS,
+    batches_table,
+    events_table,
+    failures_table,
+    ledger_table,
+    notifications_table,
+    quotas_table,
+    runs_table,
+    workers_table,
+)
+from embatch.types.state import BatchState
+
+NO_RETRY = ("stuck", "low_success_rate", "resumed")
+"""Marked events that send nothing again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSums:
+    """The batches of a run that stand in one state."""
+
+    run_id: str
+    state: BatchState
+    batches: int
+    items: int
+    written: int
+    """Rows in their parts."""
+    oldest_at: float | None
+    """When the first of them was submitted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerSums:
+    """What a run has bought by batches, or otherwise, in dollars; 0.0 where no price is known."""
+
+    run_id: str
+    kind: str
+    tokens: int
+    spent_usd: float
+    reserved_usd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSums:
+    """A run, by what its figures are grouped."""
+
+    id: str
+    state: str
+    space: Mapping[str, Any]
+    tags: Mapping[str, str]
+    rows: int | None
+    created_at: float
+    failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """The journal in figures, at one moment."""
+
+    runs: tuple[RunSums, ...]
+    """Newest first."""
+    batches: tuple[BatchSums, ...]
+    ledger: tuple[LedgerSums, ...]
+    beliefs: Mapping[str, Mapping[str, Any]]
+    """What is believed of each quota, by its scope, as the journal keeps it."""
+    retries: Mapping[str, int]
+    """Events that had something sent again, by kind."""
+    notifications_waiting: int
+    notifications_given_up: int
+    workers_alive: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What of a run stands still at the provider. Times are seconds since 1970."""
+
+    number: int | None
+    """The batch that has not moved for the longest time; None when none is out."""
+    since: float | None
+    """When it last moved."""
+    batches: int
+    """So many are out."""
+    still: int
+    """So many of them have not moved since the moment asked about."""
+    last_event_at: float | None
+    """When anything of the run last changed."""
+
+
+class MeasureTable:
+    """Reads figures of the journal."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def read(self, *, now: float, alive_s: float) -> Measures:
+        """All figures. A worker counts as alive that was seen in the last `alive_s` seconds."""
+        batch, ledger = batches_table.c, ledger_table.c
+        outbox, event = notifications_table.c, events_table.c
+        settled, open_ = ledger.state == "settled", ledger.state == "reserved"
+        with self._database.read() as connection:
+            failed = dict(
+                connection.execute(
+                    select(failures_table.c.run_id, func.count()).group_by(failures_table.c.run_id)
+                )
+                .tuples()
+                .all()
+            )
+            runs = connection.execute(
+                select(
+                    *(runs_table.c[name] for name in ("id", "state", "space", "tags", "rows")),
+                    runs_table.c.created_at,
+                ).order_by(runs_table.c.created_at.desc(), runs_table.c.id)
+            ).all()
+            batches = connection.execute(
+                select(
+                    batch.run_id,
+                    batch.state,
+                    func.count(),
+                    func.sum(batch["items"]),
+                    func.coalesce(func.sum(batch.part_rows), 0),
+                    func.min(batch.submitted_at),
+                ).group_by(batch.run_id, batch.state)
+            ).all()
+            bought = connection.execute(
+                select(
+                    ledger.run_id,
+                    ledger.kind,
+                    func.coalesce(func.sum(ledger.tokens).filter(settled), 0),
+                    func.coalesce(func.sum(ledger.usd).filter(settled), 0.0),
+                    func.coalesce(func.sum(ledger.usd_bound).filter(open_), 0.0),
+                )
+                .where(ledger.state != "void")
+                .group_by(ledger.run_id, ledger.kind)
+            ).all()
+            beliefs = connection.execute(select(quotas_table.c.scope, quotas_table.c.belief)).all()
+            retries = connection.execute(
+                select(event.kind, func.count()).where(text(MARKED_EVENTS)).group_by(event.kind)
+            ).all()
+            waiting, given_up = connection.execute(
+                select(
+                    func.count().filter(outbox.given_up_at.is_(None)),
+                    func.count().filter(outbox.given_up_at.is_not(None)),
+                ).where(outbox.delivered_at.is_(None))
+            ).one()
+            alive = connection.execute(
+                select(func.count())
+                .select_from(workers_table)
+                .where(
+                    workers_table.c.seen_at >= now - alive_s, workers_table.c.stopped_at.is_(None)
+                )
+            ).scalar_one()
+        return Measures(
+            runs=tuple(
+                RunSums(
+                    id=run.id,
+                    state=run.state,
+                    space=run.space,
+                    tags=run.tags,
+                    rows=run.rows,
+                    created_at=run.created_at,
+                    failed=int(failed.get(run.id, 0)),
+                )
+                for run in runs
+            ),
+            batches=tuple(
+                BatchSums(
+                    run_id=run_id,
+                    state=BatchState(state),
+                    batches=int(count),
+                    items=int(items),
+                    written=int(written),
+                    oldest_at=oldest,
+                )
+                for run_id, state, count, items, written, oldest in batches
+            ),
+            ledger=tuple(
+                LedgerSums(
+                    run_id=run_id,
+                    kind=kind,
+                    tokens=int(tokens),
+                    spent_usd=float(spent),
+                    reserved_usd=float(reserved),
+                )
+                for run_id, kind, tokens, spent, reserved in bought
+            ),
+            beliefs={str(scope): belief for scope, belief in beliefs},
+            retries={str(kind): int(count) for kind, count in retries if kind not in NO_RETRY},
+            notifications_waiting=int(waiting),
+            notifications_given_up=int(given_up),
+            workers_alive=int(alive),
+        )
+
+    def standing(self, run_id: str, *, before: float) -> Standing:
+        """What of a run has stood still at the provider since `before`."""
+        table = batches_table.c
+        moved = func.coalesce(table.moved_at, table.submitted_at)
+        out = (
+            table.run_id == run_id,
+            table.state == BatchState.SUBMITTED.value,
+            or_(table.blocked_reason.is_(None), table.blocked_reason != "person"),
+            table.submitted_at.is_not(None),
+        )
+        with self._database.read() as connection:
+            oldest = connection.execute(
+                select(table.number, moved).where(*out).order_by(moved).limit(1)
+            ).one_or_none()
+            count, still = connection.execute(
+                select(func.count(), func.count().filter(moved <= before)).where(*out)
+            ).one()
+            last: Any = connection.execute(
+                select(events_table.c.at)
+                .where(events_table.c.run_id == run_id)
+                .order_by(events_table.c.id.desc())
+                .limit(1)
+            ).scalar()
+        return Standing(
+            number=None if oldest is None else int(oldest[0]),
+            since=None if oldest is None else float(oldest[1]),
+            batches=int(count),
+            still=int(still),
+            last_event_at=None if last is None else float(last),
+        )

@@ -1,0 +1,1 @@
+"""What a run shows to those who do not look: metrics, and notifications."""
