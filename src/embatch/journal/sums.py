@@ -1,5 +1,6 @@
 """Sums over the batches of a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,13 @@ def sum_to_buy(connection: Connection, run_id: str) -> ToBuy:
 
 def sum_ledger(connection: Connection, run_id: str) -> dict[PurchaseKind, KindSums]:
     """What a run has bought, by kind."""
+    return sum_ledgers(connection, [run_id]).get(run_id, {})
+
+
+def sum_ledgers(
+    connection: Connection, run_ids: Sequence[str]
+) -> dict[str, dict[PurchaseKind, KindSums]]:
+    """What some runs have bought, by run and kind."""
     table = ledger_table.c
     settled, reserved = table.state == "settled", table.state == "reserved"
 
@@ -130,6 +138,7 @@ def sum_ledger(connection: Connection, run_id: str) -> dict[PurchaseKind, KindSu
 
     rows = connection.execute(
         select(
+            table.run_id,
             table.kind,
             total(settled, table["rows"]).label("rows"),
             total(settled, table.rows_failed).label("rows_failed"),
@@ -141,7 +150,11 @@ def sum_ledger(connection: Connection, run_id: str) -> dict[PurchaseKind, KindSu
             total(reserved, table.usd_bound).label("usd_open"),
             total(table.usd_bound.is_(None), 1).label("unpriced"),
         )
-        .where(table.run_id == run_id, table.state != "void")
-        .group_by(table.kind)
+        .where(table.run_id.in_(run_ids), table.state != "void")
+        .group_by(table.run_id, table.kind)
     ).mappings()
-    return {row["kind"]: KindSums(**{k: v for k, v in row.items() if k != "kind"}) for row in rows}
+    found: dict[str, dict[PurchaseKind, KindSums]] = {}
+    for row in rows:
+        sums = {name: value for name, value in row.items() if name not in ("run_id", "kind")}
+        found.setdefault(row["run_id"], {})[row["kind"]] = KindSums(**sums)
+    return found

@@ -115,6 +115,17 @@ def read_accounts(journal: Journal, run: RunRecord, counts: RunCounts) -> Accoun
     )
 
 
+def cost_and_saving(
+    run: RunRecord, sums: Mapping[PurchaseKind, KindSums], counts: RunCounts
+) -> tuple[float | None, float | None]:
+    """Dollars spent and saved, as `read_accounts` gives them, from sums that are read already."""
+    price = price_of(Space.from_json(dict(run.space)))
+    if price is None:
+        return None, None
+    spent = math.fsum(one.usd for one in sums.values())
+    return spent, _saved(price, sums.get("batch", KindSums()), counts).usd
+
+
 def _summed(sums: KindSums, *, known: bool) -> Sums:
     return Sums(rows=sums.rows, tokens=sums.tokens, usd=sums.usd if known else None)
 

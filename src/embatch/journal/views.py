@@ -1,0 +1,407 @@
+"""What the dashboard asks of the journal: pages of runs, batches and events, each by an index."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    and_,
+    case,
+    cast,
+    func,
+    or_,
+    select,
+)
+
+from embatch.journal.database import Database
+from embatch.journal.purchases import KindSums, PurchaseKind
+from embatch.journal.records import BatchRecord, EventRecord, Failure, RunCounts, RunRecord
+from embatch.journal.rows import batch_record, run_record
+from embatch.journal.schema import (
+    batches_table,
+    events_table,
+    failures_table,
+    ledger_table,
+    runs_table,
+)
+from embatch.journal.sums import UNDER_WAY, sum_ledgers
+from embatch.types.state import FINAL_BATCH_STATES, BatchState
+
+LATEST: Final = 60
+"""Published batches by which the pace of late is told."""
+MOST_CODES: Final = 20
+"""Reasons of failures that are told apart."""
+_ACTIVE: Final = tuple(
+    state.value
+    for state in BatchState
+    if state not in FINAL_BATCH_STATES and state is not BatchState.PLANNED
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsFound:
+    """One page of runs, and how many there are."""
+
+    runs: Sequence[RunRecord]
+    matching: int
+    total: int
+    states: Mapping[str, int]
+    """All runs by state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSums:
+    """The sums of one run."""
+
+    counts: RunCounts
+    ledger: Mapping[PurchaseKind, KindSums] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moves:
+    """Rows that came to a state or left it, by step of time."""
+
+    entered: Mapping[int, int]
+    """Rows of batches that were planned in each step."""
+    moved: Sequence[tuple[int, str, str, int]]
+    """Step, source, target and rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumberedEvent:
+    """An event, and the number of its batch."""
+
+    event: EventRecord
+    number: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailuresOfCode:
+    """Failed rows of one reason."""
+
+    code: str
+    rows: int
+    kept: int
+    examples: Sequence[Failure]
+
+
+class ViewTable:
+    """Readings of all tables for those who watch. Nothing here changes anything."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find_runs(
+        self,
+        *,
+        state: str | None = None,
+        tag: tuple[str, str] | None = None,
+        search: str | None = None,
+        offset: int,
+        limit: int,
+    ) -> RunsFound:
+        """Runs, newest first: those in `state`, with this tag, and with `search` in their name,
+        id or output, whatever the case."""
+        table = runs_table.c
+        wanted: list[ColumnElement[bool]] = []
+        if state is not None:
+            wanted.append(table.state == state)
+        if tag is not None:
+            wanted.append(table.tags[tag[0]].as_string() == tag[1])
+        if search:
+            named = [table.name, table.id, table.out]
+            wanted.append(or_(*(column.icontains(search, autoescape=True) for column in named)))
+        with self._database.read() as connection:
+            states = {
+                str(name): int(count)
+                for name, count in connection.execute(
+                    select(table.state, func.count()).group_by(table.state)
+                )
+            }
+            total = sum(states.values())
+            matching = total
+            if wanted:
+                matching = connection.execute(
+                    select(func.count()).select_from(runs_table).where(*wanted)
+                ).scalar_one()
+            rows = connection.execute(
+                select(runs_table)
+                .where(*wanted)
+                .order_by(table.created_at.desc(), table.id)
+                .offset(offset)
+                .limit(limit)
+            ).all()
+        runs = [run_record(row) for row in rows]
+        return RunsFound(runs=runs, matching=int(matching), total=total, states=states)
+
+    def sums(self, run_ids: Sequence[str]) -> dict[str, RunSums]:
+        """The sums of some runs, each as `counts` and `ledger.sums` give them."""
+        with self._database.read() as connection:
+            counts = _counts(connection, run_ids)
+            ledgers = sum_ledgers(connection, run_ids)
+        return {
+            name: RunSums(counts=counts.get(name, RunCounts()), ledger=ledgers.get(name, {}))
+            for name in run_ids
+        }
+
+    def sparks(self, run_ids: Sequence[str], *, steps: int, now: float) -> dict[str, list[int]]:
+        """Rows that each of some runs wrote in `steps` equal spans of its time."""
+        batch, run = batches_table.c, runs_table.c
+        ended = func.coalesce(run.finished_at, now)
+        length = case((ended - run.created_at > 1.0, ended - run.created_at), else_=1.0)
+        place = (batch.finished_at - run.created_at) * steps / length
+        step = cast(func.floor(place), Integer)
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(batch.run_id, step, func.sum(batch.part_rows))
+                .select_from(batches_table.join(runs_table, run.id == batch.run_id))
+                .where(
+                    batch.run_id.in_(run_ids),
+                    batch.state == BatchState.PUBLISHED.value,
+                    batch.finished_at.is_not(None),
+                )
+                .group_by(batch.run_id, step)
+            ).all()
+        found: dict[str, list[int]] = {}
+        for run_id, at, written in rows:
+            spark = found.setdefault(str(run_id), [0] * steps)
+            spark[min(steps - 1, max(0, int(at)))] += int(written or 0)
+        return found
+
+    def published_last(self, run_id: str, *, limit: int = LATEST) -> list[tuple[int, float]]:
+        """Rows and end of the batches that were published last, the latest first."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(table.part_rows, table.finished_at)
+                .where(
+                    table.run_id == run_id,
+                    table.state == BatchState.PUBLISHED.value,
+                    table.finished_at.is_not(None),
+                )
+                .order_by(table.next_at.desc())
+                .limit(limit)
+            ).all()
+        return [(int(count or 0), float(at)) for count, at in rows]
+
+    def moves(self, run_id: str, *, start: float, step_s: float) -> Moves:
+        """How rows went from state to state since `start`, from the run's events."""
+        event, batch = events_table.c, batches_table.c
+
+        def step(at: Any) -> ColumnElement[int]:
+            return cast(func.floor((at - start) / step_s), Integer)
+
+        written = func.coalesce(batch.part_rows, batch["items"])
+        rows = case((event.target == BatchState.PUBLISHED.value, written), else_=batch["items"])
+        with self._database.read() as connection:
+            entered = connection.execute(
+                select(step(batch.created_at), func.sum(batch["items"]))
+                .where(batch.run_id == run_id)
+                .group_by(step(batch.created_at))
+            ).all()
+            adopted = connection.execute(
+                select(step(batch.created_at), func.sum(written))
+                .where(
+                    batch.run_id == run_id,
+                    batch.state == BatchState.PUBLISHED.value,
+                    batch.stage.is_(None),
+                    batch.attempt == 0,
+                    batch.submitted_at.is_(None),
+                    batch.created_at == batch.finished_at,
+                )
+                .group_by(step(batch.created_at))
+            ).all()
+            moved = connection.execute(
+                select(step(event.at), event.source, event.target, func.sum(rows))
+                .select_from(events_table.join(batches_table, batch.id == event.batch_id))
+                .where(event.run_id == run_id, event.source.is_not(None))
+                .group_by(step(event.at), event.source, event.target)
+            ).all()
+        found = [(int(at), str(one), str(other), int(many)) for at, one, other, many in moved]
+        planned, published = BatchState.PLANNED.value, BatchState.PUBLISHED.value
+        found += [(int(at), planned, published, int(many)) for at, many in adopted]
+        return Moves(entered={int(at): int(many) for at, many in entered}, moved=sorted(found))
+
+    def spent(self, run_id: str, *, start: float, step_s: float) -> dict[int, float]:
+        """Dollars settled in each step of time since `start`."""
+        table = ledger_table.c
+        step = cast(func.floor((table.settled_at - start) / step_s), Integer)
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(step, func.sum(table.usd))
+                .where(table.run_id == run_id, table.state == "settled", table.usd.is_not(None))
+                .group_by(step)
+            ).all()
+        return {int(at): float(usd) for at, usd in rows if at is not None}
+
+    def states(self, run_id: str) -> list[tuple[int, str, bool]]:
+        """Number and state of every batch by number, and whether it waits for something."""
+        table = batches_table.c
+        held = and_(
+            table.blocked_reason.is_not(None),
+            table.blocked_reason != "owners",
+            table.state.not_in([state.value for state in FINAL_BATCH_STATES]),
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(table.number, table.state, held)
+                .where(table.run_id == run_id)
+                .order_by(table.number)
+            ).all()
+        return [(int(number), str(state), bool(blocked)) for number, state, blocked in rows]
+
+    def history(
+        self, run_id: str, *, before: int | None, limit: int, batch_id: int | None = None
+    ) -> list[NumberedEvent]:
+        """Events of a run, or of a batch alone, the newest first; those before `before`."""
+        event = events_table.c
+        wanted = [event.run_id == run_id] if batch_id is None else [event.batch_id == batch_id]
+        if before is not None:
+            wanted.append(event.id < before)
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(events_table, batches_table.c.number.label("number"))
+                .select_from(
+                    events_table.outerjoin(batches_table, batches_table.c.id == event.batch_id)
+                )
+                .where(*wanted)
+                .order_by(event.id.desc())
+                .limit(limit)
+            ).mappings()
+            return [
+                NumberedEvent(
+                    event=EventRecord(**{k: v for k, v in row.items() if k != "number"}),
+                    number=row["number"],
+                )
+                for row in rows
+            ]
+
+    def failures_by_code(
+        self, run_id: str, *, examples: int, batch_id: int | None = None
+    ) -> list[FailuresOfCode]:
+        """Failed rows by reason, the most frequent first, each with the first few."""
+        table = failures_table.c
+        mine = [table.run_id == run_id]
+        if batch_id is not None:
+            mine.append(table.batch_id == batch_id)
+        kept = func.sum(case((table.kept_in.is_not(None), 1), else_=0))
+        with self._database.read() as connection:
+            groups = connection.execute(
+                select(table.code, func.count(), kept)
+                .where(*mine)
+                .group_by(table.code)
+                .order_by(func.count().desc(), table.code)
+                .limit(MOST_CODES)
+            ).all()
+            return [
+                FailuresOfCode(
+                    code=str(code),
+                    rows=int(count),
+                    kept=int(with_text),
+                    examples=_examples(connection, [*mine, table.code == code], examples),
+                )
+                for code, count, with_text in groups
+            ]
+
+    def next_steps(self, run_id: str, *, limit: int) -> list[BatchRecord]:
+        """The batches under way whose steps are due the soonest."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(batches_table)
+                .where(
+                    table.run_id == run_id,
+                    table.state.in_(_ACTIVE),
+                    or_(table.blocked_reason.is_(None), table.blocked_reason != "person"),
+                )
+                .order_by(table.next_at, table.number)
+                .limit(limit)
+            ).all()
+        return [batch_record(row) for row in rows]
+
+    def children(self, run_id: str, batch_id: int, *, limit: int = 50) -> list[int]:
+        """Numbers of the batches that a batch was split into."""
+        table = batches_table.c
+        with self._database.read() as connection:
+            return list(
+                connection.execute(
+                    select(table.number)
+                    .where(table.run_id == run_id, table.parent_id == batch_id)
+                    .order_by(table.number)
+                    .limit(limit)
+                ).scalars()
+            )
+
+    def neighbours(self, run_id: str, number: int) -> tuple[int | None, int | None]:
+        """The numbers before and after one."""
+        table = batches_table.c
+        mine = table.run_id == run_id
+        before = select(func.max(table.number)).where(mine, table.number < number)
+        after = select(func.min(table.number)).where(mine, table.number > number)
+        with self._database.read() as connection:
+            return connection.execute(before).scalar(), connection.execute(after).scalar()
+
+    def unread(self, states: Iterable[str]) -> dict[str, int]:
+        """How many runs stand in some states, by who takes their steps."""
+        table = runs_table.c
+        with self._database.read() as connection:
+            configs = connection.execute(
+                select(table.config).where(table.state.in_(list(states)))
+            ).scalars()
+            found: dict[str, int] = {}
+            for config in configs:
+                execution = str((config or {}).get("execution", "threads"))
+                found[execution] = found.get(execution, 0) + 1
+        return found
+
+
+def _examples(connection: Connection, where: Sequence[Any], limit: int) -> list[Failure]:
+    rows = connection.execute(
+        select(failures_table).where(*where).order_by(failures_table.c.row).limit(limit)
+    ).mappings()
+    return [Failure(**{k: v for k, v in row.items() if k != "run_id"}) for row in rows]
+
+
+def _counts(connection: Connection, run_ids: Sequence[str]) -> dict[str, RunCounts]:
+    table = batches_table.c
+    original = case((table.parent_id.is_(None), table["items"]), else_=0)
+    names = ("part_rows", "succeeded", "truncated", "repeated", "tokens", "part_bytes")
+    sums = [func.coalesce(func.sum(table[name]), 0).label(name) for name in names]
+    rows = connection.execute(
+        select(
+            *(table.run_id, table.state, table.kind, func.count().label("batches")),
+            *(func.sum(original).label("original"), *sums),
+        )
+        .where(table.run_id.in_(run_ids))
+        .group_by(table.run_id, table.state, table.kind)
+    ).mappings()
+    made: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        _add(made.setdefault(row["run_id"], {"batches": {}}), row)
+    failed = connection.execute(
+        select(failures_table.c.run_id, func.count())
+        .where(failures_table.c.run_id.in_(run_ids))
+        .group_by(failures_table.c.run_id)
+    ).all()
+    for run_id, count in failed:
+        made.setdefault(run_id, {"batches": {}})["failed"] = int(count)
+    return {name: RunCounts(**values) for name, values in made.items()}
+
+
+def _add(into: dict[str, Any], row: Mapping[str, Any]) -> None:
+    """The sums of the batches of one state and kind, into those of their run."""
+    state = BatchState(row["state"])
+    into["batches"][state] = into["batches"].get(state, 0) + int(row["batches"])
+    adds = {"planned": row["original"]}
+    if state is BatchState.PUBLISHED:
+        adds["written"] = row["part_rows"]
+        adds |= {name: row[name] for name in ("truncated", "repeated", "tokens", "part_bytes")}
+    if state in UNDER_WAY and row["kind"] == "embed":
+        adds["live"] = row["succeeded"]
+    if row["kind"] in ("copies", "reused"):
+        adds[row["kind"]] = row["original"]
+    for name, value in adds.items():
+        into[name] = into.get(name, 0) + int(value)
