@@ -1,21 +1,27 @@
-"""Opens the journal's database: pragmas, transactions, migrations, and the clock of leases."""
+"""Opens the journal's database: transactions, turns of writers, and the clock of leases."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from embatch.errors import ConfigError, JournalError
+from embatch.errors import JournalError
+from embatch.journal.connecting import open_engine, shown_url
+from embatch.journal.refusals import is_transient, reason
+from embatch.journal.revisions import SCHEMA_REVISION, find_revision, refuse_newer
 from embatch.journal.schema import journal_table
 
-SCHEMA_REVISION = "0003"
-"""The newest Alembic revision, the one that this code speaks."""
-BUSY_TIMEOUT_S = 30.0
-"""How long a writer waits for another process's transaction."""
+__all__ = ["SCHEMA_REVISION", "Database"]
+
+_TURN = text(
+    "SELECT version_num FROM alembic_version, "
+    "(SELECT pg_advisory_xact_lock(hashtextextended(:run_id, 1))) AS turn"
+)
+_VERSION = text("SELECT version_num FROM alembic_version")
 
 
 class Database:
@@ -23,42 +29,64 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._looking = engine
+        if engine.dialect.name == "postgresql":
+            self._looking = engine.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
         with self.read() as connection:
             self.journal_id: str = connection.execute(select(journal_table.c.id)).scalar_one()
 
     @classmethod
     def open(cls, url: str) -> "Database":
-        """Connects and migrates. Raises ConfigError for a bad URL, JournalError for a bad file."""
-        engine = _create_engine(url)
+        """Connects and migrates. Raises ConfigError for a bad URL, JournalError for a database
+        that is away, refuses, or holds something else."""
+        engine = open_engine(url)
+        shown = shown_url(engine.url)
         try:
-            _migrate(engine)
-            return cls(engine)
-        except DatabaseError as error:
-            raise JournalError(
-                f"the journal {engine.url.render_as_string()} cannot be opened: {error.orig}; "
-                "name another with --journal or EMBATCH_JOURNAL_URL"
-            ) from error
+            with _translated(f"the journal {shown} cannot be opened", _ELSEWHERE):
+                _migrate(engine, shown)
+                return cls(engine)
+        except BaseException:
+            engine.dispose()
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection for looking; takes no write lock."""
-        with self._guard(), self._engine.connect() as connection:
+        """A connection for looking: all that is read in it stood at one moment. Never waits."""
+        with _translated("the journal refused"), self._looking.connect() as connection:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """One transaction, durable when the block ends."""
-        with self._guard(), self._engine.connect() as connection:
-            options = connection.execution_options(embatch_write=True)
-            with options.begin():
-                yield options
+    def write(self, run_id: str | None = None) -> Iterator[Connection]:
+        """One transaction, durable when the block ends.
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        try:
-            yield
-        except DatabaseError as error:
-            raise JournalError(f"the journal refused: {error.orig}") from error
+        On SQLite writers take turns. On PostgreSQL those do that name the same `run_id`, which
+        whoever decides by what it reads of a run must do; one that names none changes rows that
+        it finds by their own guards. An error while the block ends leaves open whether it was
+        kept: guarded changes tell when they are tried again.
+        """
+        with _translated("the journal refused"), self._engine.connect() as connection:
+            options = connection.execution_options(embatch_write=True)
+            transaction = options.begin()
+            try:
+                if run_id is not None:
+                    self._take_turn(options, run_id)
+                yield options
+            except BaseException:
+                # A connection that is gone has undone the transaction itself.
+                if transaction.is_active:
+                    transaction.rollback()
+                raise
+            with _translated("the journal did not say whether it kept the last change"):
+                transaction.commit()
+
+    def _take_turn(self, connection: Connection, run_id: str) -> None:
+        if connection.dialect.name == "postgresql":
+            found = connection.execute(_TURN, {"run_id": run_id}).scalar()
+        else:
+            found = connection.execute(_VERSION).scalar()
+        refuse_newer(found)
 
     def lease_now(self, connection: Connection) -> float:
         """Now, by the clock that all holders of leases share."""
@@ -72,58 +100,25 @@ class Database:
         self._engine.dispose()
 
 
-def _create_engine(url: str) -> Engine:
+_ELSEWHERE = "; name another with --journal or EMBATCH_JOURNAL_URL"
+
+
+@contextmanager
+def _translated(what: str, advice: str = "") -> Iterator[None]:
     try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite" and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
-            event.listen(engine, "connect", _set_pragmas)
-            event.listen(engine, "begin", _begin)
-            return engine
-        if parsed.drivername in ("postgresql", "postgres"):
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        return create_engine(parsed)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise ConfigError(
-            f"the journal's URL is not usable: {error}; give a file name, sqlite:///… or postgresql+psycopg://…"
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"the journal's folder cannot be made: {error}") from error
+        yield
+    except (DBAPIError, PoolTimeoutError) as error:
+        refusal = JournalError(f"{what}: {reason(error)}{advice}")
+        refusal.transient = is_transient(error)
+        raise refusal from error
 
 
-def _set_pragmas(connection: Any, _record: Any) -> None:
-    # The driver must not open transactions by itself: _begin decides which kind.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")  # what is journaled may have cost money
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _begin(connection: Connection) -> None:
-    write = connection.get_execution_options().get("embatch_write", False)
-    # A deferred transaction that turns into a writer fails at once when another one writes.
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-def _migrate(engine: Engine) -> None:
-    found = _revision(engine)
+def _migrate(engine: Engine, shown: str) -> None:
+    with engine.connect() as connection:
+        found = find_revision(connection, shown)
+    refuse_newer(found)
     if found == SCHEMA_REVISION:
         return
-    if found is not None and found > SCHEMA_REVISION:
-        raise JournalError(
-            f"the journal has schema {found}, this embatch knows {SCHEMA_REVISION}: update embatch"
-        )
     from embatch.journal.migrations.upgrade import upgrade
 
     upgrade(engine)
-
-
-def _revision(engine: Engine) -> str | None:
-    with engine.connect() as connection:
-        if not inspect(connection).has_table("alembic_version"):
-            return None
-        found: Any = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        return None if found is None else str(found)

@@ -3,5 +3,10 @@
 from alembic import context
 
 connection = context.config.attributes["connection"]
-context.configure(connection=connection, transactional_ddl=False)
+context.configure(
+    connection=connection,
+    transactional_ddl=False,
+    # Another program's version table may be visible further down the search path.
+    version_table_schema=context.config.attributes["schema"],
+)
 context.run_migrations()

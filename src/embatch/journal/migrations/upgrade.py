@@ -6,6 +6,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, delete, insert, text
 
+from embatch.journal.connecting import shown_url
+from embatch.journal.revisions import current_schema
 from embatch.journal.schema import transitions_table
 from embatch.types.state import BATCH_TRANSITIONS, RUN_TRANSITIONS
 
@@ -22,12 +24,14 @@ def upgrade(engine: Engine) -> None:
             config = Config()
             config.set_main_option("script_location", str(Path(__file__).parent))
             config.attributes["connection"] = connection
+            config.attributes["schema"] = current_schema(connection, shown_url(engine.url))
             command.upgrade(config, "head")
             _write_transitions(connection)
 
 
 def _lock(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL lock_timeout = 0"))  # a large journal takes its time
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
 
 

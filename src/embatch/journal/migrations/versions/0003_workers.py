@@ -14,14 +14,29 @@ _MARKED = (
 _BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
+_FREE_TEXTS = {
+    "runs": ("error_code",),
+    "batches": ("error_code", "remote_state", "bought_why"),
+    "failures": ("code",),
+    "events": ("kind",),
+    "jobs": ("label",),
+    "ledger": ("ref", "again_why"),
+}
+"""Columns whose lengths others decide. SQLite keeps strings of any length anyway."""
+
+
 def upgrade() -> None:
     """Adds tables and indexes; what stands stays."""
+    if op.get_bind().dialect.name == "postgresql":
+        for table, columns in _FREE_TEXTS.items():
+            for column in columns:
+                op.alter_column(table, column, type_=sa.Text())
     op.create_table(
         "workers",
         sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
-        sa.Column("version", sa.String(32), nullable=False),
+        sa.Column("version", sa.Text(), nullable=False),
         sa.Column("execution", sa.String(16), nullable=False),
         sa.Column("queues", sa.JSON(), nullable=False),
         sa.Column("concurrency", sa.Integer(), nullable=False),
