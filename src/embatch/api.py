@@ -1,6 +1,5 @@
 """Runs from Python: `embatch.run`, `embatch.submit`, `embatch.get_run`, `embatch.list_runs`."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,6 +27,7 @@ from embatch.runs.outputs import read_output, require_form
 from embatch.runs.resolve import resolve_batch
 from embatch.runs.start import start_run, wake_run
 from embatch.runs.status import RunStatus, read_status
+from embatch.storage.places import Place, absolute, remove_tree
 from embatch.types.results import Matrix
 from embatch.types.state import FINAL_RUN_STATES, RunState
 
@@ -327,7 +327,7 @@ def _config(
         text=source.text_column,
         key=source.key_column,
         keep=source.keep_columns,
-        reuse=None if reuse is None else str(Path(reuse).absolute()),
+        reuse=None if reuse is None else absolute(reuse),
         **rest,
     )
 
@@ -337,7 +337,9 @@ def _leave_no_trace(out: str) -> None:
     paths = OutputPaths.for_out(out)
     if paths.manifest.exists():
         return
-    shutil.rmtree(paths.work / "spool", ignore_errors=True)
+    remove_tree(paths.work / "spool")
+    if not isinstance(paths.work, Path) or not isinstance(paths.parts, Path):
+        return
     with suppress(OSError):  # folders that hold other things stay
         paths.work.rmdir()
         paths.parts.rmdir()
@@ -350,7 +352,7 @@ def _model_name(model: str | None) -> str | None:
     return model
 
 
-def _inputs(data: Any, spool: Path) -> list[str]:
+def _inputs(data: Any, spool: Place) -> list[str]:
     if isinstance(data, (str, Path)):
         return [str(data)]
     if isinstance(data, Sequence) and data and all(isinstance(item, Path) for item in data):

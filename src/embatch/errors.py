@@ -19,6 +19,7 @@ EmbatchError
 ├── BudgetExceededError         raise the budget
 ├── SpaceMismatchError          vectors of two spaces must not meet
 ├── StorageError                the disk is full or refuses: free space, then start again
+│   └── ChangedMeanwhileError   another process wrote the object in this instant
 └── JournalError                the database of runs refused or broke
     ├── TransitionRefusedError  the row was not in the state expected
     └── LeaseLostError          someone else works on it now
@@ -149,6 +150,10 @@ class SpaceMismatchError(EmbatchError):
 
 class StorageError(EmbatchError):
     """A file of the run cannot be written or read back: the disk is full, broken or refuses."""
+
+
+class ChangedMeanwhileError(StorageError):
+    """The object is not the one that a write was to replace, or is there already."""
 
 
 class JournalError(EmbatchError):

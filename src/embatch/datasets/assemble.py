@@ -15,6 +15,7 @@ from embatch.datasets.durable import hidden_file, write_whole
 from embatch.datasets.parts import group_bounds, read_part, reading_part
 from embatch.datasets.vector_file import VECTOR_COLUMN, Matrix, VectorWriter
 from embatch.errors import AlignmentError, InvalidRequestError, StorageError
+from embatch.storage.places import Place
 
 OPEN_PARTS: Final = 16
 """Parts that are read side by side; of more over the same rows some are merged on disk first."""
@@ -31,7 +32,7 @@ Piece = tuple[pa.Table, Matrix]
 class _Span:
     """A sorted file of vectors and the row numbers it covers."""
 
-    path: Path
+    path: Place
     low: int
     high: int
     rows: int
@@ -39,7 +40,7 @@ class _Span:
 
 
 def assemble_parquet(
-    parts: Sequence[Path], target: Path, *, schema: pa.Schema | None = None
+    parts: Sequence[Place], target: Place, *, schema: pa.Schema | None = None
 ) -> int:
     """Writes all rows of the parts as one Parquet file sorted by row. Gives the number of rows.
 
@@ -50,7 +51,7 @@ def assemble_parquet(
     count = 0
     with write_whole(target) as temporary:
         writer = VectorWriter(temporary, schema)
-        for rows, vectors in _sorted_rows(spans, schema, target):
+        for rows, vectors in _sorted_rows(spans, schema, _beside(target, temporary)):
             writer.write(rows, vectors)
             count += rows.num_rows
         writer.close()
@@ -58,7 +59,7 @@ def assemble_parquet(
 
 
 def assemble_npy(
-    parts: Sequence[Path], target: Path, keys_target: Path, *, schema: pa.Schema | None = None
+    parts: Sequence[Place], target: Place, keys_target: Place, *, schema: pa.Schema | None = None
 ) -> int:
     """Writes the vectors as a float32 array `[n, dims]`, and all else as Parquet, both by row.
 
@@ -77,7 +78,7 @@ def assemble_npy(
     ):
         np.lib.format.write_array_header_1_0(stream, header)
         waiting: list[pa.Table] = []
-        for rows, vectors in _sorted_rows(spans, schema, target):
+        for rows, vectors in _sorted_rows(spans, schema, _beside(target, temporary)):
             stream.write(np.ascontiguousarray(vectors, dtype="<f4").data)
             waiting.append(rows)
             if sum(table.num_rows for table in waiting) >= _KEY_GROUP_ROWS:
@@ -88,7 +89,12 @@ def assemble_npy(
     return count
 
 
-def _survey(parts: Sequence[Path], schema: pa.Schema | None) -> tuple[list[_Span], pa.Schema]:
+def _beside(target: Place, temporary: Path) -> Path:
+    """The file of this machine beside which hidden ones may be written."""
+    return target if isinstance(target, Path) else temporary
+
+
+def _survey(parts: Sequence[Place], schema: pa.Schema | None) -> tuple[list[_Span], pa.Schema]:
     """What rows each part covers, by its statistics, and the schema they share."""
     spans = []
     for path in parts:

@@ -2,8 +2,8 @@
 
 import mmap
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from embatch.datasets.readers import MAX_BLOCK_BYTES, Columns, pieces, reading
 from embatch.errors import InputError
+from embatch.storage.places import Place, local_copy
 
 STREAM_BUFFER: Final = 1 << 20
 """Bytes read ahead a column: without it a whole column of a row group comes into memory."""
@@ -18,11 +19,19 @@ _FILE_MAGIC: Final = b"ARROW1"
 _FEATHER_V1_MAGIC: Final = b"FEA1"
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """A Parquet file that is read as a stream, whatever the size of its row groups."""
-    return pq.ParquetFile(
-        path, pre_buffer=False, buffer_size=STREAM_BUFFER, page_checksum_verification=True
-    )
+@contextmanager
+def open_parquet(place: Place, *, settled: bool = False) -> Iterator[pq.ParquetFile]:
+    """A Parquet file that is read as a stream, whatever the size of its row groups.
+
+    `settled` as for `local_copy`.
+    """
+    with (
+        local_copy(place, settled=settled) as path,
+        pq.ParquetFile(
+            path, pre_buffer=False, buffer_size=STREAM_BUFFER, page_checksum_verification=True
+        ) as file,
+    ):
+        yield file
 
 
 def batch_rows(metadata: pq.FileMetaData, names: tuple[str, ...], block_rows: int) -> int:
@@ -42,7 +51,7 @@ def batch_rows(metadata: pq.FileMetaData, names: tuple[str, ...], block_rows: in
 
 
 def checked(
-    batch: pa.RecordBatch, names: tuple[str, ...], path: Path, first_row: int
+    batch: pa.RecordBatch, names: tuple[str, ...], path: Place, first_row: int
 ) -> dict[str, pa.Array]:
     """The named columns, each known to be sound UTF-8 and offsets."""
     arrays = {name: batch.column(name) for name in names}
@@ -75,7 +84,7 @@ def _first_invalid(array: pa.Array) -> int:
 class ParquetReader:
     """Reads Parquet, skipping whole row groups to reach a row."""
 
-    path: Path
+    path: Place
 
     def describe(
         self,
@@ -117,7 +126,7 @@ def _groups_from(metadata: pq.FileMetaData, start: int) -> tuple[list[int], int]
 class ArrowReader:
     """Reads Arrow IPC files (Feather is one) and streams through a memory map."""
 
-    path: Path
+    path: Place
 
     def describe(
         self,
@@ -126,10 +135,14 @@ class ArrowReader:
         keep: tuple[str, ...],  # noqa: ARG002
     ) -> pa.Schema | None:
         """The schema at the file's start."""
-        with reading(self.path, "Arrow IPC"), self.path.open("rb") as stream:
+        with (
+            reading(self.path, "Arrow IPC"),
+            local_copy(self.path) as path,
+            path.open("rb") as stream,
+        ):
             if stream.read(len(_FILE_MAGIC)) == _FILE_MAGIC:
-                return pa.ipc.open_file(str(self.path)).schema
-            return pa.ipc.open_stream(pa.OSFile(str(self.path))).schema
+                return pa.ipc.open_file(str(path)).schema
+            return pa.ipc.open_stream(pa.OSFile(str(path))).schema
 
     def read(self, columns: Columns, start: int, block_rows: int) -> Iterator[pa.RecordBatch]:
         """The rows from `start` on; see `Reader.read`."""
@@ -145,7 +158,7 @@ class ArrowReader:
                 row += wanted.num_rows
 
     def _blocks(self, block_rows: int) -> Iterator[pa.RecordBatch]:
-        with self.path.open("rb") as stream:
+        with local_copy(self.path) as path, path.open("rb") as stream:
             magic = stream.read(len(_FILE_MAGIC))
             if magic.startswith(_FEATHER_V1_MAGIC):
                 raise InputError(f"{self.path} is Feather version 1: write it again as version 2")

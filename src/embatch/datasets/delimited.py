@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.csv
 
-from embatch.datasets.readers import Columns, pieces
+from embatch.datasets.readers import Columns, open_stream, pieces
 from embatch.errors import InputError
+from embatch.storage.places import Place
 
 _PARSE_BLOCKS: Final = (1 << 20, 32 << 20, 1 << 30)
 """Bytes parsed at a time. A row must fit in one, else the next size is tried. A few dozen
@@ -33,7 +33,7 @@ class DelimitedReader:
     Quoted fields may hold the delimiter and line ends. Empty lines are no rows.
     """
 
-    path: Path
+    path: Place
     delimiter: str
     compression: str | None = None
 
@@ -84,7 +84,7 @@ class DelimitedReader:
                     yield columns.arrange(dict(zip(columns.needed, wanted.columns, strict=True)))
 
     def _open_stream(self) -> pa.NativeFile:
-        return pa.input_stream(str(self.path), compression=self.compression)
+        return open_stream(self.path, self.compression)
 
     def _open(
         self, stream: pa.NativeFile, size: int, needed: tuple[str, ...]

@@ -32,14 +32,15 @@ from embatch.datasets.sorted_runs import (
 from embatch.datasets.source import Source
 from embatch.errors import DuplicateKeyError, NotFoundError
 
-__all__ = ["Digest", "read_digest", "text_digests"]
+__all__ = ["DIGEST_FILE", "Digest", "read_digest", "text_digests"]
 
 COPY: Final = np.dtype([("row", "<i8"), ("owner_row", "<i8")])
 """A row whose text stands at the earlier row `owner_row`; that row is no copy itself."""
 REUSED: Final = np.dtype([("row", "<i8"), ("old_row", "<i8")])
 """A row whose text stands at row `old_row` of an earlier output."""
 _SHOWN_KEY_CHARS: Final = 80
-_DIGEST_FILE: Final = "digest.json"
+DIGEST_FILE: Final = "digest.json"
+"""Written last: with it the digest is complete."""
 _COPIES_FILE: Final = "copies.bin"
 _REUSED_FILE: Final = "reused.bin"
 
@@ -86,7 +87,7 @@ class Digest:
     def load(cls, folder: Path) -> "Digest":
         """The digest that stands complete in `folder`; `NotFoundError` when there is none."""
         try:
-            values = orjson.loads((folder / _DIGEST_FILE).read_bytes())
+            values = orjson.loads((folder / DIGEST_FILE).read_bytes())
         except (OSError, orjson.JSONDecodeError) as error:
             raise NotFoundError(f"no complete digest of the source is in {folder}") from error
         return cls(folder=folder, **values)
@@ -225,7 +226,7 @@ class _Pass:
             saved_bytes=int(saved[2]),
         )
         values = {k: v for k, v in asdict(digest).items() if k != "folder"}
-        write_bytes_whole(self.folder / _DIGEST_FILE, orjson.dumps(values))
+        write_bytes_whole(self.folder / DIGEST_FILE, orjson.dumps(values))
         return digest
 
     def _old_runs(self, reuse: Iterable[Records]) -> DigestRuns:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from embatch.errors import StorageError
+from embatch.storage.places import Place, new_object
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HIDDEN_SUFFIX = ".tmp"
@@ -31,7 +32,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def storage_error(path: Path, error: OSError) -> StorageError:
+def storage_error(path: Place, error: OSError) -> StorageError:
     """What to tell the user when writing `path` failed."""
     if error.errno in _FULL:
         return StorageError(
@@ -83,12 +84,18 @@ def _remove_unlocked(path: Path) -> None:
 
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
+def write_whole(path: Place, *, settled: bool = False) -> Iterator[Path]:
     """Gives a hidden name beside `path` to write to; at the end it becomes `path`, fsynced.
 
-    An exception inside leaves `path` as it was. A refusing disk is a `StorageError`.
+    In an object store it is a file of this machine, put there whole at the end. An exception
+    inside leaves `path` as it was. A refusing disk is a `StorageError`. `settled` as for
+    `local_copy`.
     """
     try:
+        if not isinstance(path, Path):
+            with new_object(path, settled=settled) as written:
+                yield written
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with hidden_file(path) as temporary:
             yield temporary
@@ -99,7 +106,10 @@ def write_whole(path: Path) -> Iterator[Path]:
         raise storage_error(path, error) from error
 
 
-def write_bytes_whole(path: Path, data: bytes) -> None:
+def write_bytes_whole(path: Place, data: bytes) -> None:
     """Writes `data` to `path`, whole or not at all."""
+    if not isinstance(path, Path):
+        path.write_bytes(data)
+        return
     with write_whole(path) as temporary:
         temporary.write_bytes(data)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
@@ -14,6 +13,7 @@ from embatch.datasets.column_types import is_text
 from embatch.datasets.lines import line_blocks, not_utf8, numbered_lines
 from embatch.datasets.readers import Columns
 from embatch.errors import InputError
+from embatch.storage.places import Place
 
 _PROBE_ROWS: Final = 8192
 
@@ -30,7 +30,7 @@ class JsonlReader:
     types do not go together, as their JSON text.
     """
 
-    path: Path
+    path: Place
     compression: str | None = None
     _types: dict[str, pa.DataType] = field(default_factory=dict)
 

@@ -3,19 +3,19 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
-from embatch.datasets.readers import MAX_BLOCK_BYTES, Columns, reading
+from embatch.datasets.readers import MAX_BLOCK_BYTES, Columns, open_stream, reading
 from embatch.errors import InputError
+from embatch.storage.places import Place
 
 _CHUNK_BYTES: Final = 1 << 20
 _BOM: Final = b"\xef\xbb\xbf"
 
 
-def numbered_lines(path: Path, compression: str | None) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: Place, compression: str | None) -> Iterator[tuple[int, bytes]]:
     """Each line of a file without its `\\n`, numbered from 1; a byte order mark is dropped.
 
     Only `\\n` ends a line. The last line needs none.
@@ -23,7 +23,7 @@ def numbered_lines(path: Path, compression: str | None) -> Iterator[tuple[int, b
     number = 0
     with (
         reading(path, f"{compression} file" if compression else "lines"),
-        pa.input_stream(str(path), compression=compression) as stream,
+        open_stream(path, compression) as stream,
     ):
         pending: list[bytes] = []
         while chunk := stream.read(_CHUNK_BYTES):
@@ -60,7 +60,7 @@ def line_blocks(
         yield block
 
 
-def not_utf8(path: Path, line: int) -> InputError:
+def not_utf8(path: Place, line: int) -> InputError:
     """The error for a line that is not UTF-8."""
     return InputError(f"line {line} of {path} is not UTF-8: convert the file to UTF-8")
 
@@ -73,7 +73,7 @@ class TextReader:
     each `\\n` belongs to the line end. In any other file it belongs to the text.
     """
 
-    path: Path
+    path: Place
     compression: str | None = None
 
     def describe(

@@ -1,6 +1,6 @@
 """What an output is made of: written before any work, completed at the end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,10 +11,18 @@ import orjson
 from embatch.datasets.durable import write_bytes_whole
 from embatch.datasets.inputs import InputIdentity
 from embatch.datasets.source import Source
-from embatch.errors import InputError, InvalidRequestError, NotFoundError
+from embatch.errors import (
+    ChangedMeanwhileError,
+    InputError,
+    InvalidRequestError,
+    NotFoundError,
+    StorageError,
+)
+from embatch.storage.places import Place
 from embatch.types.embedding import Space
 
 FORMAT_VERSION: Final = 1
+_TRIES: Final = 10
 _VERSIONED: Final = ("embatch", "numpy", "pyarrow")
 
 
@@ -126,19 +134,29 @@ class Manifest:
                     return f"{what} is {value} here and {there} there"
         return None
 
-    def save(self, path: Path) -> None:
-        """Writes the manifest, whole or not at all."""
+    def to_bytes(self) -> bytes:
+        """The manifest as its file holds it."""
         values = asdict(self)
         values["space"] = self.space.to_json()
-        write_bytes_whole(
-            path, orjson.dumps(values, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        )
+        return orjson.dumps(values, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    def save(self, path: Place) -> None:
+        """Writes the manifest, whole or not at all."""
+        write_bytes_whole(path, self.to_bytes())
 
     @classmethod
-    def load(cls, path: Path) -> "Manifest":
+    def load(cls, path: Place) -> "Manifest":
         """The manifest in a file. `NotFoundError` without one, `InputError` when it is broken."""
+        return cls._load(path)[0]
+
+    @classmethod
+    def _load(cls, path: Place) -> tuple["Manifest", str | None]:
+        """The manifest, and in an object store its version."""
         try:
-            values = orjson.loads(path.read_bytes())
+            data, version = (
+                (path.read_bytes(), None) if isinstance(path, Path) else path.read_version()
+            )
+            values = orjson.loads(data)
         except FileNotFoundError as error:
             raise NotFoundError(f"{path.parent} is no output: it holds no manifest") from error
         except (OSError, orjson.JSONDecodeError) as error:
@@ -150,7 +168,7 @@ class Manifest:
                 "use the embatch that wrote it, or another output"
             )
         try:
-            return cls(
+            manifest = cls(
                 **values
                 | {
                     "space": Space.from_json(values["space"]),
@@ -161,6 +179,27 @@ class Manifest:
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged: restore it, or use another output") from error
+        return manifest, version
+
+    @classmethod
+    def change(cls, path: Place, changed: Callable[["Manifest"], "Manifest"]) -> None:
+        """Writes what `changed` makes of the manifest that stands at `path`.
+
+        In an object store nothing is lost that another process writes in this instant: `changed`
+        is asked again then. What it raises leaves the manifest as it is.
+        """
+        for _ in range(_TRIES):
+            manifest, version = cls._load(path)
+            new = changed(manifest)
+            if isinstance(path, Path):
+                new.save(path)
+                return
+            try:
+                path.write_bytes(new.to_bytes(), replacing=version)
+            except ChangedMeanwhileError:
+                continue
+            return
+        raise StorageError(f"{path} is written by others all the time: see who works on it")
 
 
 def _shown(value: object) -> str:

@@ -9,25 +9,28 @@ import orjson
 
 from embatch.datasets.durable import write_whole
 from embatch.errors import InvalidRequestError
+from embatch.storage.places import Place, local_copy, parse_place, scratch_of
 
 _SINGLE_FILES: Final = frozenset({".parquet", ".npy"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputPaths:
-    """The paths of one output, all absolute. Nothing needs to exist."""
+    """The places of one output, all absolute. Nothing needs to exist."""
 
-    out: Path
+    out: Place
     """What the user named: a folder, or one `.parquet` or `.npy` file."""
-    parts: Path
+    parts: Place
     """The folder of the parts."""
-    manifest: Path
-    failures: Path
-    work: Path
+    manifest: Place
+    failures: Place
+    work: Place
     """The folder of stages and whatever else a run needs while it works."""
-    single_file: Path | None
+    scratch: Path
+    """The folder of what a process needs for itself; `work` where that is on this machine."""
+    single_file: Place | None
     """The one file to assemble; None for a folder of parts."""
-    keys_file: Path | None
+    keys_file: Place | None
     """The keys beside an `.npy` file."""
 
     @property
@@ -35,35 +38,37 @@ class OutputPaths:
         """What stands here: "folder", or the kind of the one file: "parquet" or "npy"."""
         return "folder" if self.single_file is None else self.single_file.suffix.lower()[1:]
 
-    def sibling(self, form: str) -> Path:
+    def sibling(self, form: str) -> Place:
         """What another form of output with the same folder is called."""
         return self.parts if form == "folder" else self.parts.with_suffix(f".{form}")
 
     @classmethod
     def for_out(cls, out: str) -> "OutputPaths":
         """The paths of the output that the user calls `out`."""
-        path = Path(out).absolute()
+        path = parse_place(out)
         single = path.suffix.lower() in _SINGLE_FILES
-        if single and path.is_dir():
+        if single and isinstance(path, Path) and path.is_dir():
             raise InvalidRequestError(f"{out} is a folder: an output of this name is one file")
-        if not single and path.is_file():
+        if not single and isinstance(path, Path) and path.is_file():
             raise InvalidRequestError(
                 f"{out} is a file: name a folder, or a file that ends in .parquet or .npy"
             )
         base = path.with_suffix(".embatch") if single else path
         npy = path.suffix.lower() == ".npy"
+        work = base / ("work" if single else ".work")
         return cls(
             out=path,
             parts=base,
             manifest=base / "manifest.json",
             failures=base / "failures.jsonl",
-            work=base / ("work" if single else ".work"),
+            work=work,
+            scratch=scratch_of(work),
             single_file=path if single else None,
             keys_file=path.with_suffix(".keys.parquet") if npy else None,
         )
 
 
-def write_failures(path: Path, failures: Iterable[Mapping[str, Any]]) -> int:
+def write_failures(path: Place, failures: Iterable[Mapping[str, Any]]) -> int:
     """Writes `{key, row, code, message, attempts}` a line, whole or not at all. Gives how many."""
     count = 0
     with write_whole(path) as temporary, temporary.open("wb") as stream:
@@ -73,10 +78,10 @@ def write_failures(path: Path, failures: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def read_failures(path: Path) -> Iterator[dict[str, Any]]:
+def read_failures(path: Place) -> Iterator[dict[str, Any]]:
     """The failures that `write_failures` wrote, in their order; none when there is no file."""
     if not path.exists():
         return
-    with path.open("rb") as stream:
+    with local_copy(path) as file, file.open("rb") as stream:
         for line in stream:
             yield orjson.loads(line)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from embatch.errors import InvalidRequestError
+from embatch.storage.places import Place, scratch_of
 
 LOCK_NAME: Final = ".lock"
 _TRIES: Final = 10
@@ -14,12 +15,17 @@ _BETWEEN_TRIES_S: Final = 0.02
 
 
 class OutputLock:
-    """A file lock in an output's folder. Shared by workers, exclusive for a change of journal."""
+    """A file lock in an output's folder. Shared by workers, exclusive for a change of journal.
 
-    def __init__(self, folder: Path, *, exclusive: bool) -> None:
+    An object store has no locks: for an output there it holds among this machine's processes, and
+    what keeps other machines' journals away is the manifest, which names the one that it is of.
+    """
+
+    def __init__(self, folder: Place, *, exclusive: bool) -> None:
         """Takes the lock; InvalidRequestError while others hold it against this."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] | None = (folder / LOCK_NAME).open("ab")
+        here = scratch_of(folder)
+        here.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] | None = (here / LOCK_NAME).open("ab")
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         for left in reversed(range(_TRIES)):
             try:
@@ -48,8 +54,15 @@ class OutputLock:
         self.close()
 
 
-def is_held(folder: Path) -> bool | None:
+def remove_lock(folder: Place) -> None:
+    """Removes the lock's file."""
+    (scratch_of(folder) / LOCK_NAME).unlink(missing_ok=True)
+
+
+def is_held(folder: Place) -> bool | None:
     """Some process on this machine works on the output; None where that cannot be told."""
+    if not isinstance(folder, Path):
+        return None
     try:
         with (folder / LOCK_NAME).open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

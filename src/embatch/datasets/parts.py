@@ -1,8 +1,7 @@
 """Output parts: the Parquet file of a batch's vectors, written under a lease, then published."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from embatch.datasets.columnar import open_parquet
 from embatch.datasets.durable import file_sha256, fsync_path, storage_error
+from embatch.datasets.published import is_settled, object_name, temporary_name
 from embatch.datasets.vector_file import (
     GROUP_ROWS,
     VECTOR_COLUMN,
@@ -24,34 +24,16 @@ from embatch.datasets.vector_file import (
     part_schema,
     vector_matrix,
 )
-from embatch.errors import AlignmentError, InvalidRequestError, NotFoundError, StorageError
+from embatch.errors import AlignmentError, InvalidRequestError, StorageError
+from embatch.storage.places import Place, local_copy, new_object
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-_PART_NAME: Final = re.compile(r"part-(\d{5,})\.parquet")
 UNIT_TOLERANCE: Final = 1e-3
 """How far from 1 the length of a normalised vector may be; rounding to float32 stays under 1e-6."""
 _READ_BYTES: Final = 4 << 20
 """Vectors that a reader of a part is given at a time."""
-
-
-def part_name(number: int) -> str:
-    """The name of a published part."""
-    return f"part-{number:05d}.parquet"
-
-
-def part_number(path: Path) -> int:
-    """The number in the name of a published part."""
-    found = _PART_NAME.fullmatch(path.name)
-    if found is None:
-        raise InvalidRequestError(f"{path.name} is not the name of a part")
-    return int(found[1])
-
-
-def temporary_name(number: int, token: str) -> str:
-    """The hidden name under which the holder of the lease `token` writes a part."""
-    return f".part-{number:05d}.{token}.tmp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +41,7 @@ class FinishedPart:
     """A part that is complete on disk under its hidden name."""
 
     temp_name: str
+    """The hidden name; in an object store the name for good, which nothing counts yet."""
     sha256: str
     """Of the file's bytes, hex."""
     size_bytes: int
@@ -73,8 +56,15 @@ class PartWriter:
     A context manager: leaving it by an exception, or without `finish`, deletes the file.
     """
 
-    def __init__(self, folder: Path, *, number: int, token: str, dims: int) -> None:
-        self.path: Final = folder / temporary_name(number, token)
+    def __init__(self, folder: Place, *, number: int, token: str, dims: int) -> None:
+        self._stack = ExitStack()
+        if isinstance(folder, Path):
+            self.path = folder / temporary_name(number, token)
+            self._temp_name = self.path.name
+        else:
+            self._temp_name = object_name(number, token)
+            target = folder / self._temp_name
+            self.path = self._stack.enter_context(new_object(target, settled=True))
         self._dims = dims
         self._rows = 0
         self._row_min = self._row_max = -1
@@ -128,9 +118,10 @@ class PartWriter:
             self._writer.close()
             fsync_path(self.path)
             sha256, size = file_sha256(self.path), self.path.stat().st_size
+            self._stack.close()
         self._writer, self._ended = None, True
         return FinishedPart(
-            temp_name=self.path.name,
+            temp_name=self._temp_name,
             sha256=sha256,
             size_bytes=size,
             rows=self._rows,
@@ -148,6 +139,7 @@ class PartWriter:
                 self._writer.close(flush=False)
         self._writer = None
         self.path.unlink(missing_ok=True)
+        self._stack.close()  # no file is left that could be put
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -158,28 +150,8 @@ class PartWriter:
             raise storage_error(self.path, error) from error
 
 
-def publish_part(folder: Path, temp_name: str, number: int) -> str:
-    """Gives a finished part its name, `part-00012.parquet`; anyone may do so again.
-
-    Raises `NotFoundError` when neither the hidden file nor the part is there.
-    """
-    name = part_name(number)
-    target = folder / name
-    try:
-        (folder / temp_name).replace(target)
-    except FileNotFoundError as error:
-        if not target.exists():
-            raise NotFoundError(
-                f"part {number} is lost: neither {temp_name} nor {name} is in {folder}"
-            ) from error
-    except OSError as error:
-        raise storage_error(target, error) from error
-    fsync_path(folder)
-    return name
-
-
 def read_part(
-    path: Path, columns: Sequence[str] | None = None, *, batch_rows: int | None = None
+    path: Place, columns: Sequence[str] | None = None, *, batch_rows: int | None = None
 ) -> Iterator[tuple[pa.RecordBatch, Matrix]]:
     """A part's rows in order, as batches without the vectors and matrices `[n, dims]`.
 
@@ -200,7 +172,7 @@ def reader_rows(dims: int) -> int:
     return min(max(_READ_BYTES // (4 * dims), GROUP_ROWS.start), 8192)
 
 
-def part_rows(path: Path) -> Rows:
+def part_rows(path: Place) -> Rows:
     """The row numbers of a part, ascending."""
     with reading_part(path) as file:
         rows: Rows = file.read(columns=["row"]).column("row").to_numpy()
@@ -208,7 +180,7 @@ def part_rows(path: Path) -> Rows:
 
 
 def part_vectors_at(
-    path: Path, rows: ArrayLike, digests: Sequence[bytes] | None = None
+    path: Place, rows: ArrayLike, digests: Sequence[bytes] | None = None
 ) -> tuple[Mask, Matrix]:
     """The vectors of these rows, in any order: which were found `[n]`, and the found ones `[m, d]`.
 
@@ -217,9 +189,10 @@ def part_vectors_at(
     `path` may be the keys beside an `.npy` file too: the vectors are read from that.
     """
     wanted = np.asarray(rows, dtype=np.int64)
-    with reading_part(path) as file:
+    with reading_part(path) as file, ExitStack() as stack:
         columns = file.schema_arrow
-        beside = None if VECTOR_COLUMN in columns.names else _matrix_beside(path, file)
+        apart = VECTOR_COLUMN not in columns.names
+        beside = stack.enter_context(_matrix_beside(path, file)) if apart else None
         dims = columns.field(VECTOR_COLUMN).type.list_size if beside is None else beside.shape[1]
         mask = np.zeros(wanted.size, dtype=np.bool_)
         found = np.empty((wanted.size, dims), dtype=np.float32)
@@ -247,23 +220,32 @@ def _group_vectors(file: pq.ParquetFile, group: int) -> Matrix:
     return vector_matrix(table[VECTOR_COLUMN].combine_chunks())
 
 
-def _matrix_beside(keys_path: Path, keys: pq.ParquetFile) -> Matrix:
+@contextmanager
+def _matrix_beside(keys_path: Place, keys: pq.ParquetFile) -> Iterator[Matrix]:
     """The matrix `x.npy` that belongs to `x.keys.parquet`, mapped."""
     path = keys_path.with_suffix("").with_suffix(".npy")
-    try:
-        matrix: Matrix = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise StorageError(f"{path} cannot be read as a matrix: put it back") from error
-    if matrix.ndim != 2 or matrix.dtype != np.float32 or len(matrix) != keys.metadata.num_rows:
-        raise StorageError(
-            f"{path} is a {matrix.dtype} array of shape {matrix.shape}, and {keys_path.name} has "
-            f"{keys.metadata.num_rows} keys: put the files back that belong together"
-        )
-    return matrix
+    with ExitStack() as stack:
+        try:
+            matrix = stack.enter_context(mapped_matrix(path))
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{path} cannot be read as a matrix: put it back") from error
+        if matrix.ndim != 2 or matrix.dtype != np.float32 or len(matrix) != keys.metadata.num_rows:
+            raise StorageError(
+                f"{path} is a {matrix.dtype} array of shape {matrix.shape}, and {keys_path.name} "
+                f"has {keys.metadata.num_rows} keys: put the files back that belong together"
+            )
+        yield matrix
+
+
+@contextmanager
+def mapped_matrix(path: Place) -> Iterator[Matrix]:
+    """The array in an `.npy` file, mapped; OSError and ValueError when it cannot be read."""
+    with local_copy(path) as file:
+        yield np.load(file, mmap_mode="r")
 
 
 def _require_texts(
-    path: Path, there: pa.ChunkedArray, places: Rows, hits: Mask, digests: Sequence[bytes]
+    path: Place, there: pa.ChunkedArray, places: Rows, hits: Mask, digests: Sequence[bytes]
 ) -> None:
     found = there.take(pa.array(places[hits])).to_pylist()
     wanted = [digests[index] for index in np.flatnonzero(hits).tolist()]
@@ -284,10 +266,10 @@ def group_bounds(group: pq.RowGroupMetaData) -> tuple[int, int]:
 
 
 @contextmanager
-def reading_part(path: Path) -> Iterator[pq.ParquetFile]:
+def reading_part(path: Place) -> Iterator[pq.ParquetFile]:
     """Opens a part; whatever breaks while it is read is a `StorageError`."""
     try:
-        with open_parquet(path) as file:
+        with open_parquet(path, settled=is_settled(path)) as file:
             yield file
     except FileNotFoundError as error:
         raise StorageError(f"the part {path} is gone") from error
@@ -311,7 +293,7 @@ class PartReport:
 
 
 def check_part(
-    path: Path,
+    path: Place,
     *,
     dims: int,
     normalized: bool,
@@ -334,12 +316,12 @@ def check_part(
                 visit(batch)
             low, high = (int(numbers[1]) if rows == 0 else low), int(numbers[-1])
             rows += batch.num_rows
-        sha256, size = file_sha256(path), path.stat().st_size
+        sha256, size = _fingerprint(path)
     except (StorageError, InvalidRequestError, OSError) as error:
         found.add(str(error))
         sha256, size = "", 0
         with suppress(OSError):
-            sha256, size = file_sha256(path), path.stat().st_size
+            sha256, size = _fingerprint(path)
     return PartReport(
         name=path.name,
         rows=rows,
@@ -349,6 +331,12 @@ def check_part(
         size_bytes=size,
         problems=found.sentences(),
     )
+
+
+def _fingerprint(path: Place) -> tuple[str, int]:
+    """SHA-256 of a part's bytes, hex, and how many they are."""
+    with local_copy(path, settled=is_settled(path)) as file:
+        return file_sha256(file), file.stat().st_size
 
 
 class _Findings:

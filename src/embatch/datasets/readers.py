@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from embatch.datasets.column_types import block_name
 from embatch.errors import InputError
+from embatch.storage.places import ObjectStream, Place
 
 MAX_BLOCK_BYTES: Final = 32 << 20
 """Texts of a block together; what is longer comes in smaller blocks."""
@@ -47,7 +48,7 @@ class Reader(Protocol):
     """The rows of one file."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Place:
         """The file."""
         ...
 
@@ -69,13 +70,20 @@ class Reader(Protocol):
 
 
 @contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
+def reading(path: Place, what: str) -> Iterator[None]:
     """Turns what Arrow or the disk says about a broken file into an `InputError`."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} cannot be read as {what}: {reason}") from error
+
+
+def open_stream(place: Place, compression: str | None) -> pa.NativeFile:
+    """The bytes of a file from its beginning, without their compression; an object's as they
+    come, without a copy on this machine."""
+    source = str(place) if isinstance(place, Path) else ObjectStream(place)
+    return pa.input_stream(source, compression=compression)
 
 
 def bounded(batch: pa.RecordBatch, limit: int = MAX_BLOCK_BYTES) -> Iterator[pa.RecordBatch]:

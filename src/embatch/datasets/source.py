@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +25,7 @@ from embatch.datasets.lines import TextReader
 from embatch.datasets.readers import Columns, Reader, bounded
 from embatch.datasets.spool import KEY_METADATA, spool_stdin
 from embatch.errors import InputError, InvalidRequestError
+from embatch.storage.places import Place, parse_place
 
 BLOCK_ROWS: Final = 8192
 RESERVED: Final = frozenset({"key", "row", "text_sha256", "embedding", "owner_row", KEPT_TEXT})
@@ -175,9 +175,9 @@ def open_source(
     text: str | None = None,
     key: str | None = None,
     keep: Sequence[str] = (),
-    spool: Path | None = None,
+    spool: Place | None = None,
 ) -> Source:
-    """Opens paths, globs or `-` (JSONL on standard input) as one source.
+    """Opens paths, URLs, globs or `-` (JSONL on standard input) as one source.
 
     `text` None takes the column `text`, else the only string column. `key` None takes the row
     number. `spool` is the folder for data without a file; files in it are known by their content.
@@ -211,7 +211,7 @@ def open_source(
     )
 
 
-def _files(inputs: Sequence[str], spool: Path | None) -> Iterator[InputFile]:
+def _files(inputs: Sequence[str], spool: Place | None) -> Iterator[InputFile]:
     if not inputs:
         raise InvalidRequestError("no input: give at least one file, glob, or - for JSONL on stdin")
     if list(inputs).count(_STDIN) > 1:
@@ -223,7 +223,7 @@ def _files(inputs: Sequence[str], spool: Path | None) -> Iterator[InputFile]:
             yield classify(spool_stdin(spool), spooled=True)
             continue
         for path in find_inputs(pattern):
-            own = spool is not None and path.parent == spool.absolute()
+            own = spool is not None and path.parent == parse_place(spool)
             yield classify(path, spooled=own)
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from embatch.datasets.column_types import plain_type
 from embatch.datasets.durable import file_sha256, fsync_path, storage_error
 from embatch.errors import InputError, InvalidRequestError
+from embatch.storage.places import Place, scratch_of
 
 KEY_METADATA: Final = b"embatch.key"
 """Schema metadata that names the key column of spooled data."""
@@ -26,7 +27,7 @@ _COPY_BYTES: Final = 1 << 20
 _NAME_CHARS: Final = 16
 
 
-def spool_stdin(folder: Path) -> Path:
+def spool_stdin(folder: Place) -> Place:
     """Standard input as a JSONL file in `folder`, named after its content."""
 
     def copy(path: Path) -> None:
@@ -37,7 +38,7 @@ def spool_stdin(folder: Path) -> Path:
     return _spool(folder, "stdin", ".jsonl", copy)
 
 
-def spool_data(data: object, folder: Path) -> Path:
+def spool_data(data: object, folder: Place) -> Place:
     """Python data as an Arrow IPC file in `folder`, named after its content.
 
     `data` is an iterable of texts (column `text`), of `(key, text)` pairs (columns `key`, `text`;
@@ -59,20 +60,24 @@ def spool_data(data: object, folder: Path) -> Path:
     return _spool(folder, "data", ".arrow", write)
 
 
-def _spool(folder: Path, stem: str, suffix: str, write: Callable[[Path], None]) -> Path:
-    temporary = folder / f".{stem}.{uuid.uuid4().hex[:12]}.tmp"
+def _spool(folder: Place, stem: str, suffix: str, write: Callable[[Path], None]) -> Place:
+    scratch = scratch_of(folder)
+    temporary = scratch / f".{stem}.{uuid.uuid4().hex[:12]}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(parents=True, exist_ok=True)
         write(temporary)
         fsync_path(temporary)
-        path = folder / f"{stem}-{file_sha256(temporary)[:_NAME_CHARS]}{suffix}"
-        temporary.replace(path)
-        fsync_path(folder)
+        place = folder / f"{stem}-{file_sha256(temporary)[:_NAME_CHARS]}{suffix}"
+        if isinstance(place, Path):
+            temporary.replace(place)
+            fsync_path(scratch)
+        else:
+            place.put(temporary)
     except OSError as error:
         raise storage_error(folder, error) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return path
+    return place
 
 
 def _guarded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -1,6 +1,7 @@
 """The frozen copy of each batch's items, on disk until their part is published."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from embatch.datasets.durable import write_whole
 from embatch.errors import InvalidRequestError, StorageError
+from embatch.storage.places import Place, local_copy, scratch_of
 
 STAGE_ROWS: Final = 8192
 """Items in one record batch of a stage file."""
@@ -30,11 +32,30 @@ class StageFile:
     raises `StorageError`.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path: Final = path
+    def __init__(self, place: Place) -> None:
+        self.place: Final = place
 
     def __repr__(self) -> str:
-        return f"StageFile({str(self.path)!r})"
+        return f"StageFile({str(self.place)!r})"
+
+    @property
+    def path(self) -> Path:
+        """The file on this machine: of an object a copy, which may go when it is unused."""
+        with self._here() as path:
+            return path
+
+    @property
+    def scratch(self) -> Path:
+        """A folder of this machine for what is made of the items for a while."""
+        return scratch_of(self.place.parent)
+
+    def exists(self) -> bool:
+        """It has not been removed."""
+        return self.place.exists()
+
+    def remove(self) -> None:
+        """Removes it, if it is there."""
+        self.place.unlink(missing_ok=True)
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -64,7 +85,7 @@ class StageFile:
         """The items at these indices (from 0), in the order asked; reads only the batches hit."""
         wanted = np.asarray(indices, dtype=np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.items:
-            raise InvalidRequestError(f"{self.path} has the items 0..{self.items - 1}")
+            raise InvalidRequestError(f"{self.place} has the items 0..{self.items - 1}")
         if not wanted.size:
             return self.schema.empty_table()
         batch_of = np.searchsorted(self._starts, wanted, side="right") - 1
@@ -80,17 +101,35 @@ class StageFile:
         back[order] = np.arange(order.size)
         return table.take(pa.array(back))
 
-    def _open(self, *, mapped: bool) -> pa.RecordBatchFileReader:
-        try:
-            source = pa.memory_map(str(self.path)) if mapped else pa.OSFile(str(self.path))
-            return pa.ipc.open_file(source)
-        except FileNotFoundError as error:
-            raise StorageError(f"the staged items {self.path} are gone") from error
-        except (pa.ArrowException, OSError) as error:
-            raise StorageError(f"the staged items {self.path} are broken: {error}") from error
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps the items on this machine while they are read again and again."""
+        with self._here():
+            yield
+
+    @contextmanager
+    def _here(self) -> Iterator[Path]:
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(local_copy(self.place, settled=True))
+            except FileNotFoundError as error:
+                raise StorageError(f"the staged items {self.place} are gone") from error
+            yield path
+
+    @contextmanager
+    def _open(self, *, mapped: bool) -> Iterator[pa.RecordBatchFileReader]:
+        with self._here() as path, ExitStack() as stack:
+            try:
+                source = pa.memory_map(str(path)) if mapped else pa.OSFile(str(path))
+                reader = stack.enter_context(pa.ipc.open_file(source))
+            except FileNotFoundError as error:
+                raise StorageError(f"the staged items {self.place} are gone") from error
+            except (pa.ArrowException, OSError) as error:
+                raise StorageError(f"the staged items {self.place} are broken: {error}") from error
+            yield reader
 
 
-def write_stage(path: Path, items: pa.Table | Iterable[pa.RecordBatch]) -> StageFile:
+def write_stage(path: Place, items: pa.Table | Iterable[pa.RecordBatch]) -> StageFile:
     """Writes a stage file, whole or not at all, fsynced. An existing one is replaced."""
     batches = items.to_batches() if isinstance(items, pa.Table) else iter(items)
     if isinstance(items, pa.Table):
@@ -100,7 +139,7 @@ def write_stage(path: Path, items: pa.Table | Iterable[pa.RecordBatch]) -> Stage
         if first is None:
             raise InvalidRequestError(f"no items to stage in {path}")
         schema, batches = first.schema, chain([first], batches)
-    with write_whole(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+    with write_whole(path, settled=True) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         with pa.ipc.new_file(sink, schema) as writer:
             for batch in batches:
                 writer.write_table(pa.Table.from_batches([batch]), max_chunksize=STAGE_ROWS)
@@ -116,11 +155,12 @@ class CopySpool:
     Rows must be added in ascending order.
     """
 
-    def __init__(self, folder: Path, *, runs: int = 0) -> None:
+    def __init__(self, folder: Place, *, runs: int = 0) -> None:
         self._folder = folder
+        self._scratch = scratch_of(folder)
         self._waiting: list[pa.Table] = []
         self.runs = runs
-        folder.mkdir(parents=True, exist_ok=True)
+        self._scratch.mkdir(parents=True, exist_ok=True)
         self.truncate(runs)
 
     def _run(self, number: int) -> StageFile:
@@ -153,7 +193,7 @@ class CopySpool:
         if self._waiting:
             table = pa.concat_tables(self._waiting)
             order = np.argsort(table.column("owner_row").to_numpy(), kind="stable")
-            write_stage(self._run(self.runs).path, table.take(pa.array(order)))
+            write_stage(self._run(self.runs).place, table.take(pa.array(order)))
             self.runs += 1
             self._waiting = []
         return self.runs
@@ -167,19 +207,24 @@ class CopySpool:
         the groups was then. `scratch` names a file for this merge alone.
         """
         runs = [self._run(number) for number in range(self.runs)]
-        owners = _Owners.gather(self._folder / f"owners-{scratch}.bin", runs)
+        owners = _Owners.gather(self._scratch / f"owners-{scratch}.bin", runs)
         try:
             done = owners.after(owners.starts, skip_rows)
-            while (done < owners.ends).any():
-                ends = owners.after(done, max_rows)
-                pieces = [
-                    runs[number].take(np.arange(done[number], ends[number]) - owners.starts[number])
-                    for number in np.flatnonzero(ends > done).tolist()
-                ]
-                table = pa.concat_tables(pieces)
-                order = np.argsort(table.column("row").to_numpy(), kind="stable")
-                yield table.take(pa.array(order))
-                done = ends
+            with ExitStack() as stack:
+                for run in runs:
+                    stack.enter_context(run.held())
+                while (done < owners.ends).any():
+                    ends = owners.after(done, max_rows)
+                    pieces = [
+                        runs[number].take(
+                            np.arange(done[number], ends[number]) - owners.starts[number]
+                        )
+                        for number in np.flatnonzero(ends > done).tolist()
+                    ]
+                    table = pa.concat_tables(pieces)
+                    order = np.argsort(table.column("row").to_numpy(), kind="stable")
+                    yield table.take(pa.array(order))
+                    done = ends
         finally:
             owners.path.unlink(missing_ok=True)
 

@@ -21,6 +21,7 @@ from embatch.datasets.sorted_runs import (
     digest_records,
     text_digests,
 )
+from embatch.storage.places import Place
 
 MAX_PROBLEMS: Final = 100
 """Problems that are told one by one; the report counts them all."""
@@ -47,7 +48,7 @@ class VerifyReport:
 
 
 def verify_parts(
-    parts: Sequence[Path],
+    parts: Sequence[Place],
     *,
     dims: int,
     normalized: bool,
@@ -77,7 +78,7 @@ def verify_parts(
 class _Reading:
     """What is gathered while the parts are read; each row gets a number in the order of reading."""
 
-    parts: Sequence[Path]
+    parts: Sequence[Place]
     keys: DigestRuns
     rows: DigestRuns
     starts: list[int]
@@ -87,7 +88,7 @@ class _Reading:
     problem_count: int = 0
 
     @classmethod
-    def begin(cls, parts: Sequence[Path], work: Path, memory_bytes: int) -> "_Reading":
+    def begin(cls, parts: Sequence[Place], work: Path, memory_bytes: int) -> "_Reading":
         return cls(
             parts=parts,
             keys=DigestRuns.create(work, "keys", memory_bytes // 2),
@@ -102,7 +103,7 @@ class _Reading:
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
 
-    def check(self, path: Path, *, dims: int, normalized: bool) -> None:
+    def check(self, path: Place, *, dims: int, normalized: bool) -> None:
         count = self.starts[-1]
 
         def visit(batch: pa.RecordBatch) -> None:

@@ -21,7 +21,12 @@ class StagedItems(Protocol):
 
     @property
     def path(self) -> Path:
-        """The Arrow IPC file that holds them."""
+        """The Arrow IPC file of this machine that holds them."""
+        ...
+
+    @property
+    def scratch(self) -> Path:
+        """A folder of this machine for what is made of them for a while."""
         ...
 
     @property

@@ -110,6 +110,8 @@ class LocalProvider:
         """Creates the batch; the same label and items again give the batch that exists."""
         store, scheduler = self._service()
         space = self.space
+        if store.find(label) is None and not Path(input_ref).exists():
+            raise NotFoundError(f"the items of {label} are not on this machine: {input_ref}")
         batch = store.create(
             label=label,
             requests=Path(input_ref),

@@ -25,10 +25,11 @@ def request_file(
     `row` holds NUL in the text's place. Constant memory. Raises InvalidRequestError for more
     than `most_bytes`, and StorageError when the disk does not take them.
     """
-    begin = f".{stage.path.name}.{label_hash(label)}."
-    for left in stage.path.parent.glob(f"{begin}*.jsonl"):
+    folder, begin = stage.scratch, f".{stage.path.name}.{label_hash(label)}."
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{begin}*.jsonl"):
         left.unlink(missing_ok=True)  # of a process that died
-    path = stage.path.with_name(f"{begin}{secrets.token_hex(4)}.jsonl")
+    path = folder / f"{begin}{secrets.token_hex(4)}.jsonl"
     try:
         spool(_rows(stage, label, row, affixes), path)
         size = path.stat().st_size

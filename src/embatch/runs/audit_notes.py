@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from embatch.datasets.durable import write_bytes_whole
 from embatch.runs.step import Step
+from embatch.storage.places import Place
 from embatch.types.label import label_hash
 from embatch.types.results import Matrix
 
@@ -75,7 +75,7 @@ class Audit:
 class AuditNotes:
     """One batch's notes. They hold for the very vectors that they were made of, and no others."""
 
-    path: Path
+    path: Place
 
     @classmethod
     def of(cls, step: Step) -> "AuditNotes":

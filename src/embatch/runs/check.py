@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from embatch.datasets.columnar import open_parquet
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths, read_failures
-from embatch.datasets.parts import UNIT_TOLERANCE
+from embatch.datasets.parts import UNIT_TOLERANCE, mapped_matrix
+from embatch.datasets.published import list_parts
 from embatch.datasets.sorted_runs import MEMORY_BYTES, DigestRuns, digest_records, text_digests
 from embatch.datasets.verify import VerifyReport, verify_parts
 from embatch.journal.store import Journal
 from embatch.runs.outputs import load_manifest, output_files
+from embatch.storage.places import Place
 from embatch.types.embedding import Space
 from embatch.types.results import Matrix
 from embatch.types.state import BatchState
@@ -85,11 +87,17 @@ def _check_files(paths: OutputPaths, manifest: Manifest, work: Path) -> VerifyRe
         return _report(1, 0, [f"{paths.single_file.name}: the file is missing"])
     if whole and paths.single_file is not None and paths.keys_file is not None:
         problems = list(_check_matrix(paths.single_file, paths.keys_file, space, work))
-        rows = 0 if problems else len(np.load(paths.single_file, mmap_mode="r"))
+        rows = 0
+        if not problems:
+            with mapped_matrix(paths.single_file) as matrix:
+                rows = len(matrix)
         return _report(1, rows, problems)
     listed = manifest.parts if whole and paths.single_file is None else None
+    # What lies among the parts of a finished output and does not count is told, too.
+    every = whole and paths.single_file is None
+    files = list_parts(paths.parts) if every else output_files(paths)
     return verify_parts(
-        output_files(paths),
+        files,
         dims=space.dims,
         normalized=space.normalized,
         expected=listed,
@@ -107,21 +115,28 @@ def _report(parts: int, rows: int, problems: list[str]) -> VerifyReport:
     )
 
 
-def _check_matrix(file: Path, keys_file: Path, space: Space, work: Path) -> Iterator[str]:
+def _check_matrix(file: Place, keys_file: Place, space: Space, work: Path) -> Iterator[str]:
     """The problems of an `.npy` file and of the keys beside it."""
     if not keys_file.exists():
         yield f"{keys_file.name}: the file is missing"
         return
-    try:
-        matrix: Matrix = np.load(file, mmap_mode="r")
-    except (OSError, ValueError):
-        yield f"{file.name}: it cannot be read as a matrix"
-        return
+    with ExitStack() as stack:
+        try:
+            matrix = stack.enter_context(mapped_matrix(file))
+        except (OSError, ValueError):
+            yield f"{file.name}: it cannot be read as a matrix"
+            return
+        yield from _check_rows(file.name, matrix, keys_file, space, work)
+
+
+def _check_rows(
+    name: str, matrix: Matrix, keys_file: Place, space: Space, work: Path
+) -> Iterator[str]:
     if matrix.dtype != np.float32 or matrix.ndim != 2 or matrix.shape[1] != space.dims:
-        yield f"{file.name}: {matrix.dtype} of shape {matrix.shape}, not float32 [n, {space.dims}]"
+        yield f"{name}: {matrix.dtype} of shape {matrix.shape}, not float32 [n, {space.dims}]"
         return
     for start in range(0, len(matrix), BLOCK_ROWS):
-        yield from _check_vectors(file.name, matrix[start : start + BLOCK_ROWS], start, space)
+        yield from _check_vectors(name, matrix[start : start + BLOCK_ROWS], start, space)
     yield from _check_keys(keys_file, len(matrix), work)
 
 
@@ -138,7 +153,7 @@ def _check_vectors(name: str, block: Matrix, start: int, space: Space) -> Iterat
             yield f"{name}: vector {place} {words} ({int(where.sum())} such in its block)"
 
 
-def _check_keys(keys_file: Path, expected: int, work: Path) -> Iterator[str]:
+def _check_keys(keys_file: Place, expected: int, work: Path) -> Iterator[str]:
     work.mkdir(parents=True)
     with ExitStack() as stack:
         keys = DigestRuns.create(work, "keys", MEMORY_BYTES)

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from embatch.datasets.column_types import block_name
-from embatch.datasets.parts import FinishedPart, PartWriter, part_name, publish_part
+from embatch.datasets.parts import FinishedPart, PartWriter
+from embatch.datasets.published import publish_part, remove_part
 from embatch.datasets.stage import StageFile, write_stage
 from embatch.datasets.vector_file import group_rows
 from embatch.errors import (
@@ -34,6 +35,7 @@ from embatch.runs.gathered import gathered, let_go
 from embatch.runs.good_rows import are_as_before, packed
 from embatch.runs.joining import read_results
 from embatch.runs.outcomes import Done, Now, Outcome, Stuck
+from embatch.runs.outputs import require_owned
 from embatch.runs.pace import RETRY_DELAY_S
 from embatch.runs.step import Step
 from embatch.runs.tokens import calibration_name
@@ -54,7 +56,7 @@ TOO_LONG = RowError(code="too_long", message="the text is longer than the model 
 def collect_results(step: Step) -> Outcome:
     """Reads the results, joins and checks them, and writes the part under a hidden name."""
     batch, context = step.batch, step.context
-    with gathered(context.paths.work, step.token, batch.items, context.space.dims) as matrix:
+    with gathered(context.paths.scratch, step.token, batch.items, context.space.dims) as matrix:
         try:
             joined = read_results(step, matrix)
         except NotFoundError:
@@ -158,7 +160,7 @@ def finish_part(
     # A part that was lost after it was journaled has its children and failures entered already.
     if not good.any():
         context.checkpoint("part.none")
-        (context.paths.parts / part_name(batch.number)).unlink(missing_ok=True)
+        remove_part(context.paths.parts, batch.number)
         clear_away(step.move(BatchEvent.GAVE_WAY, finished_at=context.now(), **facts))
         return Done()
     part = write_part(step, stage, matrix, good)
@@ -307,6 +309,7 @@ def keep_failures(step: Step, errors: Mapping[int, RowError]) -> list[Failure]:
 def publish(step: Step) -> Outcome:
     """Gives the part its public name and clears away what led to it."""
     batch, context = step.batch, step.context
+    require_owned(context.paths, context.journal.id)
     try:
         name = publish_part(context.paths.parts, str(batch.part_temp), batch.number)
     except NotFoundError:
@@ -329,7 +332,7 @@ def clear_away(step: Step, *, leave_remote: bool = False, leave_stage: bool = Fa
     if batch.kind == "embed" and not (leave_remote or context.keeps_remote):
         _discard(step)
     if not leave_stage:
-        step.stage().path.unlink(missing_ok=True)
+        step.stage().remove()
     context.checkpoint("batch.cleared")
 
 

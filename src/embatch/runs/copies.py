@@ -1,7 +1,6 @@
 """Rows whose text stands elsewhere: they take the vector, or the failure, of its first row."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from embatch.runs.gathered import gathered
 from embatch.runs.outcomes import After, Now, Outcome
 from embatch.runs.reuse import reused_files
 from embatch.runs.step import Step
+from embatch.storage.places import Place
 from embatch.types.embedding import RowError
 from embatch.types.results import Matrix
 from embatch.types.state import BatchEvent
@@ -49,7 +49,7 @@ def collect_copies(step: Step) -> Outcome:
     wanted = _owner_rows(stage)
     owners, firsts, places = np.unique(wanted, return_index=True, return_inverse=True)
     texts = stage.take(firsts)["text_sha256"].to_pylist()
-    with gathered(context.paths.work, step.token, len(owners), context.space.dims) as matrix:
+    with gathered(context.paths.scratch, step.token, len(owners), context.space.dims) as matrix:
         found = _find_owners(step, owners, texts, matrix)
         failed = context.journal.failures_among(batch.run_id, owners[~found].tolist())
         errors = {
@@ -57,7 +57,7 @@ def collect_copies(step: Step) -> Outcome:
             for index in np.flatnonzero(~found[places]).tolist()
         }
         name, dims = f"{step.token}-own", context.space.dims
-        with gathered(context.paths.work, name, batch.items, dims) as own:
+        with gathered(context.paths.scratch, name, batch.items, dims) as own:
             np.take(matrix, places, axis=0, out=own)
             return finish_part(step, stage, own, errors, {})
 
@@ -74,7 +74,7 @@ def _owner_rows(stage: StageFile) -> NDArray[np.int64]:
     return rows
 
 
-def _parts_of(step: Step, owners: NDArray[np.int64]) -> list[Path]:
+def _parts_of(step: Step, owners: NDArray[np.int64]) -> list[Place]:
     """The files that may hold these rows: parts of this run, or of the output it reuses."""
     low, high = int(owners[0]), int(owners[-1])
     context = step.context

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
 from statistics import median
 from typing import Final
 
@@ -30,6 +29,7 @@ from embatch.runs.gathered import gathered
 from embatch.runs.outcomes import Outcome
 from embatch.runs.step import Step
 from embatch.runs.verify import Join
+from embatch.storage.places import Place, local_copy, remove_tree
 from embatch.types.embedding import RowError
 from embatch.types.results import Embedded, ResultBlock
 from embatch.types.state import FINAL_RUN_STATES, BatchEvent, RunState
@@ -127,7 +127,7 @@ def collect_directly(step: Step) -> Outcome:
     """Embeds the batch call by call, and writes its part."""
     batch, context = step.batch, step.context
     stage, label = step.stage(), str(batch.label)
-    with gathered(context.paths.work, step.token, batch.items, context.space.dims) as matrix:
+    with gathered(context.paths.scratch, step.token, batch.items, context.space.dims) as matrix:
         join = Join(label=label, items=batch.items, space=context.space, into=matrix)
         errors: dict[int, RowError] = {}
         calls = _Calls(step)
@@ -239,10 +239,7 @@ class _Calls:
 
     def forget(self) -> None:
         """Removes what was kept: the part holds it."""
-        for path in self._folder.glob("*"):
-            path.unlink(missing_ok=True)
-        if self._folder.exists():
-            self._folder.rmdir()
+        remove_tree(self._folder)
 
 
 def _nothing(dims: int) -> Embedded:
@@ -266,7 +263,7 @@ def _joined(first: _Answer, second: _Answer, offset: int) -> _Answer:
     )
 
 
-def _save(path: Path, answer: _Answer) -> None:
+def _save(path: Place, answer: _Answer) -> None:
     errors = {str(place): asdict(error) for place, error in answer.errors.items()}
     with write_whole(path) as temporary, temporary.open("wb") as file:
         np.savez(
@@ -279,8 +276,8 @@ def _save(path: Path, answer: _Answer) -> None:
         )
 
 
-def _load(path: Path) -> _Answer:
-    with np.load(path) as kept:
+def _load(path: Place) -> _Answer:
+    with local_copy(path) as file, np.load(file) as kept:
         return _Answer(
             places=kept["places"].tolist(),
             embedded=Embedded(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from embatch.datasets.output import OutputPaths
-from embatch.datasets.ownership import LOCK_NAME
+from embatch.datasets.ownership import remove_lock
 from embatch.datasets.stage import StageFile, write_stage
 from embatch.errors import InvalidRequestError, NotFoundError, StorageError
 from embatch.journal.jobs import JobMark
@@ -22,6 +22,7 @@ from embatch.runs.config import RunConfig
 from embatch.runs.context import no_checkpoint
 from embatch.runs.cost import BILLED_WITHOUT_VECTOR, bounds_of
 from embatch.runs.finish import clear_work, reopen_manifest
+from embatch.storage.places import Place
 from embatch.types.embedding import Space
 from embatch.types.state import FINAL_RUN_STATES, BatchState, RunEvent, RunState
 
@@ -77,7 +78,7 @@ def retry_run(
     kept = [failure for failure in journal.failures(run.id) if failure.kept_in is not None]
     kept.sort(key=lambda failure: (failure.kept_in, failure.row))
     batches: list[NewBatch] = []
-    files: list[Path] = []
+    files: list[Place] = []
     for name, group in groupby(kept, key=lambda failure: str(failure.kept_in)):
         failures = list(group)
         origin = journal.batches.get(int(failures[0].batch_id or 0))
@@ -95,7 +96,7 @@ def retry_run(
     checkpoint("retry.staged")
     journal.batches.add_retries(run.id, batches, rows=[failure.row for failure in kept], now=now)
     checkpoint("retry.journaled")
-    reopen_manifest(OutputPaths.for_out(run.out))
+    reopen_manifest(OutputPaths.for_out(run.out), journal.id)
     for file in files:
         file.unlink(missing_ok=True)
     return len(kept)
@@ -139,7 +140,7 @@ def forget_run(journal: Journal, run_id: str, open_provider: Callable[[], Provid
         raise InvalidRequestError(f"run {run.id} is {run.state}: cancel it first, then forget it")
     if not RunConfig.from_json(run.config).keep_remote:
         _discard_all(journal, run.id, open_provider)
-    clear_work(OutputPaths.for_out(run.out).work, everything=True)
+    clear_work(OutputPaths.for_out(run.out), everything=True)
     journal.delete_run(run.id)
 
 
@@ -181,9 +182,10 @@ def take_back(journal: Journal, run_id: str) -> None:
     if run.state is not RunState.FAILED or any(True for _ in journal.batches.walk(run.id)):
         return
     paths = OutputPaths.for_out(run.out)
-    clear_work(paths.work, everything=True)
+    clear_work(paths, everything=True)
     paths.manifest.unlink(missing_ok=True)
-    (paths.parts / LOCK_NAME).unlink(missing_ok=True)
-    with suppress(OSError):  # a folder that holds other things stays
-        paths.parts.rmdir()
+    remove_lock(paths.parts)
+    if isinstance(paths.parts, Path):
+        with suppress(OSError):  # a folder that holds other things stays
+            paths.parts.rmdir()
     journal.delete_run(run.id)

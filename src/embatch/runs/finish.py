@@ -1,15 +1,14 @@
 """The end of a run: failures.jsonl, the single file, the manifest, the last change of state."""
 
 import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from embatch.datasets.assemble import assemble_npy, assemble_parquet
 from embatch.datasets.manifest import Manifest, PartEntry
 from embatch.datasets.output import OutputPaths, write_failures
+from embatch.datasets.published import forget_part
 from embatch.datasets.vector_file import part_schema
 from embatch.errors import (
     EmbatchError,
@@ -22,8 +21,10 @@ from embatch.journal.store import Journal
 from embatch.runs.accounts import read_accounts
 from embatch.runs.context import RunContext
 from embatch.runs.outcomes import After, Done, Outcome
+from embatch.runs.outputs import require_journal, require_owned
 from embatch.runs.planning import open_run_source
 from embatch.runs.twins import watch
+from embatch.storage.places import Place, remove_tree
 from embatch.types.state import FINAL_BATCH_STATES, FINAL_RUN_STATES, BatchState, RunEvent, RunState
 
 log = logging.getLogger("embatch.runs")
@@ -59,6 +60,7 @@ def finish_run(context: RunContext, token: str) -> Outcome:
 
 def _finish(context: RunContext, token: str) -> None:
     run, journal, paths = context.run(), context.journal, context.paths
+    require_owned(paths, journal.id)
     counts = journal.batches.counts(run.id)
     write_failures(paths.failures, _failure_lines(context))
     context.checkpoint("finish.failures")
@@ -67,21 +69,26 @@ def _finish(context: RunContext, token: str) -> None:
     if paths.single_file is not None:
         _assemble(context, paths.single_file, parts)
     context.checkpoint("finish.assembled")
-    manifest = Manifest.load(paths.manifest)
-    manifest.completed(
-        finished_at=context.now(),
-        counts={
-            "rows": run.rows or 0,
-            "written": counts.written,
-            "failed": counts.failed,
-            "copies": counts.copies,
-            "reused": counts.reused,
-            "truncated": counts.truncated,
-            "tokens": counts.tokens,
-        },
-        parts=parts,
-        cost=read_accounts(journal, run, counts).to_json(),
-    ).save(paths.manifest)
+    ended_at, cost = context.now(), read_accounts(journal, run, counts).to_json()
+
+    def completed(manifest: Manifest) -> Manifest:
+        require_journal(paths, manifest, journal.id)
+        return manifest.completed(
+            finished_at=ended_at,
+            counts={
+                "rows": run.rows or 0,
+                "written": counts.written,
+                "failed": counts.failed,
+                "copies": counts.copies,
+                "reused": counts.reused,
+                "truncated": counts.truncated,
+                "tokens": counts.tokens,
+            },
+            parts=parts,
+            cost=cost,
+        )
+
+    Manifest.change(paths.manifest, completed)
     context.checkpoint("finish.manifest")
     _clear_remains(context)
     event = RunEvent.COMPLETED_WITH_FAILURES if counts.failed else RunEvent.COMPLETED
@@ -107,7 +114,7 @@ def _clear_remains(context: RunContext) -> None:
             _discard(context, batch)
     for half in context.paths.parts.glob(".part-*.tmp"):
         half.unlink(missing_ok=True)
-    clear_work(context.paths.work, everything=False)
+    clear_work(context.paths, everything=False)
 
 
 def _discard(context: RunContext, batch: BatchRecord) -> None:
@@ -123,26 +130,32 @@ def _discard(context: RunContext, batch: BatchRecord) -> None:
         )
 
 
-def reopen_manifest(paths: OutputPaths) -> None:
+def reopen_manifest(paths: OutputPaths, journal_id: str) -> None:
     """Says of a complete output that work on it goes on."""
-    replace(Manifest.load(paths.manifest), finished_at=None, parts=()).save(paths.manifest)
+
+    def reopened(manifest: Manifest) -> Manifest:
+        require_journal(paths, manifest, journal_id)
+        return replace(manifest, finished_at=None, parts=())
+
+    Manifest.change(paths.manifest, reopened)
 
 
 def tidy_output(paths: OutputPaths) -> None:
     """Leaves of a complete output what its user asked for. May be redone."""
-    clear_work(paths.work, everything=True)
+    clear_work(paths, everything=True)
     if paths.single_file is not None:
         for part in paths.parts.glob("part-*.parquet"):
-            part.unlink(missing_ok=True)
+            forget_part(part)
 
 
-def clear_work(work: Path, *, everything: bool) -> None:
+def clear_work(paths: OutputPaths, *, everything: bool) -> None:
     """Removes what only a running run needs; `everything` also the texts kept for `retry`."""
-    for pattern in SCRATCH:
-        for folder in work.glob(pattern):
-            shutil.rmtree(folder, ignore_errors=True)
-    if everything:
-        shutil.rmtree(work, ignore_errors=True)
+    for place in dict.fromkeys((paths.work, paths.scratch)):
+        for pattern in SCRATCH:
+            for folder in place.glob(pattern):
+                remove_tree(folder)
+        if everything:
+            remove_tree(place)
 
 
 def fail_run(
@@ -195,10 +208,10 @@ def _remove_strays(context: RunContext, parts: list[PartEntry]) -> None:
     known = {part.name for part in parts}
     for path in context.paths.parts.glob("part-*.parquet"):
         if path.name not in known:
-            path.unlink(missing_ok=True)
+            forget_part(path)
 
 
-def _assemble(context: RunContext, single_file: Path, parts: list[PartEntry]) -> None:
+def _assemble(context: RunContext, single_file: Place, parts: list[PartEntry]) -> None:
     paths = context.paths
     schema = None
     if not parts:  # every row failed: the file has its columns and no rows

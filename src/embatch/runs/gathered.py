@@ -50,6 +50,7 @@ def vectors_path(work: Path, name: str) -> Path:
 def _allocate(path: Path, size_bytes: int) -> None:
     # A hole that the disk cannot fill would end the process at a write into the mapping.
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size_bytes)
     except OSError as error:

@@ -23,6 +23,6 @@ def read_results(step: Step, into: Matrix) -> Joined:
     values = (context.run().rows or 0) * context.space.dims
     if readers is None or not readers.pay_for(provider, values):
         return join_results(provider, results, into, step.check_lease)
-    path = vectors_path(context.paths.work, step.token)
+    path = vectors_path(context.paths.scratch, step.token)
     mapped = path if path.exists() else None
     return readers.read(provider, results, into, mapped, step.check_lease)

@@ -13,6 +13,7 @@ from embatch.datasets.source import open_source
 from embatch.errors import InputError, InvalidRequestError
 from embatch.runs.outputs import load_manifest, output_files
 from embatch.runs.reuse import old_records
+from embatch.storage.places import parse_place
 from embatch.types.embedding import Space
 
 
@@ -41,7 +42,7 @@ def plan_move(old_out: str, source: Sequence[str] = ()) -> Move:
     """
     paths = OutputPaths.for_out(old_out)
     manifest = load_manifest(paths)
-    if [Path(name).absolute() for name in source] == [paths.out]:
+    if [parse_place(name) for name in source] == [paths.out]:
         return _from_kept_texts(old_out, paths, manifest)
     if "-" in source:
         raise InvalidRequestError("--source - can be read once only: save the data as a file")
@@ -121,6 +122,6 @@ def _require_unchanged(old_out: str, manifest: Manifest) -> None:
 def _trouble(one: InputIdentity) -> str | None:
     """What became of an input; None when it is as it was."""
     try:
-        return None if same(classify(Path(one.path)), one) else "changed since"
+        return None if same(classify(parse_place(one.path)), one) else "changed since"
     except InputError as error:
         return "is gone" if isinstance(error.__cause__, FileNotFoundError) else "cannot be read"

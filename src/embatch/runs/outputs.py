@@ -1,18 +1,21 @@
 """Reads what a run wrote: as blocks, as search hits, and as a verdict on its soundness."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from embatch import vectors
+from embatch.datasets.columnar import open_parquet
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
-from embatch.datasets.parts import read_part
+from embatch.datasets.parts import mapped_matrix, read_part
+from embatch.datasets.published import published_parts
 from embatch.errors import InvalidRequestError, NotFoundError
+from embatch.storage.places import Place
 from embatch.types.results import Matrix
 
 
@@ -50,7 +53,21 @@ def require_form(paths: OutputPaths, manifest: Manifest) -> None:
         )
 
 
-def output_files(paths: OutputPaths) -> list[Path]:
+def require_journal(paths: OutputPaths, manifest: Manifest, journal_id: str) -> None:
+    """Raises InvalidRequestError when the output is another journal's by now."""
+    if manifest.journal_id != journal_id:
+        raise InvalidRequestError(
+            f"{paths.out} belongs to another journal by now: name it with --journal"
+        )
+
+
+def require_owned(paths: OutputPaths, journal_id: str) -> None:
+    """The same for an output in an object store, where no lock keeps other journals away."""
+    if not isinstance(paths.manifest, Path):
+        require_journal(paths, Manifest.load(paths.manifest), journal_id)
+
+
+def output_files(paths: OutputPaths) -> list[Place]:
     """The Parquet files that hold the output's vectors now."""
     if paths.single_file is not None and paths.single_file.exists():
         if paths.single_file.suffix == ".npy":
@@ -58,7 +75,16 @@ def output_files(paths: OutputPaths) -> list[Path]:
                 f"{paths.single_file} is read with numpy.load; its keys stand in {paths.keys_file}"
             )
         return [paths.single_file]
-    return sorted(paths.parts.glob("part-*.parquet"))
+    return parts_of(paths)
+
+
+def parts_of(paths: OutputPaths) -> list[Place]:
+    """The parts that count: of a finished output in an object store those of its manifest."""
+    if not isinstance(paths.parts, Path):
+        manifest = Manifest.load(paths.manifest)
+        if manifest.finished_at is not None:
+            return [paths.parts / part.name for part in manifest.parts]
+    return published_parts(paths.parts)
 
 
 def read_output(paths: OutputPaths) -> Iterator[tuple[pa.RecordBatch, Matrix]]:
@@ -79,11 +105,13 @@ def search_output(paths: OutputPaths, query: Matrix, k: int) -> list[Hit]:
 
 def _vectors(paths: OutputPaths) -> Iterator[tuple[pa.RecordBatch, Matrix]]:
     if paths.keys_file is not None and paths.single_file and paths.single_file.exists():
-        matrix = np.load(paths.single_file, mmap_mode="r")
-        start = 0
-        for batch in pa.parquet.ParquetFile(paths.keys_file, pre_buffer=False).iter_batches(8192):
-            yield batch, matrix[start : start + batch.num_rows]
-            start += batch.num_rows
+        with ExitStack() as stack:
+            matrix = stack.enter_context(mapped_matrix(paths.single_file))
+            keys = stack.enter_context(open_parquet(paths.keys_file))
+            start = 0
+            for batch in keys.iter_batches(8192):
+                yield batch, matrix[start : start + batch.num_rows]
+                start += batch.num_rows
         return
     for path in output_files(paths):
         yield from read_part(path)

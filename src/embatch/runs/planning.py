@@ -8,7 +8,6 @@ elsewhere, and `merge` cuts those into batches of their own. Batches of the prov
 while planning goes on.
 """
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
@@ -17,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embatch.datasets.digests import Digest, read_digest
+from embatch.datasets.digests import DIGEST_FILE, Digest, read_digest
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.parts import part_rows
 from embatch.datasets.source import Position, Source, open_source
 from embatch.datasets.stage import CopySpool, write_stage
-from embatch.errors import InputError
+from embatch.errors import InputError, NotFoundError
 from embatch.journal.records import Failure, NewBatch
 from embatch.runs.choosing import Chooser, Elsewhere
 from embatch.runs.context import RunContext
@@ -31,6 +30,7 @@ from embatch.runs.plan import Cut
 from embatch.runs.probe import probe_rows
 from embatch.runs.reuse import old_records
 from embatch.runs.tokens import counted_rate
+from embatch.storage.places import fetch_folder, remove_tree, share_folder
 from embatch.types.batch import Limits
 from embatch.types.state import BatchState, RunEvent, RunState
 
@@ -119,7 +119,7 @@ class _Stopped(Exception):  # noqa: N818 - no error: a person or a timeout asked
 
 
 def _digest(context: RunContext, token: str, stopping: Callable[[], bool]) -> None:
-    folder = context.paths.work / f"digest-{token}"
+    folder = context.paths.scratch / f"digest-{token}"
     context.checkpoint("plan.digest")
     reuse = context.config.reuse
     old = None if reuse is None else old_records(reuse)
@@ -132,6 +132,7 @@ def _digest(context: RunContext, token: str, stopping: Callable[[], bool]) -> No
         digest = read_digest(open_run_source(context), folder, reuse=old, on_progress=look_up)
     except _Stopped:
         return
+    share_folder(folder, context.paths.work / folder.name, last=DIGEST_FILE)
     context.checkpoint("plan.digested")
     context.journal.update_run(context.run_id, now=context.now(), rows=digest.rows)
     _save(context, token, Plan(phase="stage", digest=folder.name))
@@ -140,9 +141,10 @@ def _digest(context: RunContext, token: str, stopping: Callable[[], bool]) -> No
 
 def _sweep(context: RunContext, pattern: str, kept: str) -> None:
     """Removes the folders of planners that did not come to their end."""
-    for folder in context.paths.work.glob(pattern):
-        if folder.name != kept:
-            shutil.rmtree(folder, ignore_errors=True)
+    for place in dict.fromkeys((context.paths.work, context.paths.scratch)):
+        for folder in place.glob(pattern):
+            if folder.name != kept:
+                remove_tree(folder)
 
 
 def batch_limits(context: RunContext) -> Limits:
@@ -159,7 +161,7 @@ def _stage(context: RunContext, token: str, stopping: Callable[[], bool]) -> Non
     plan = Plan.of(context)
     source = open_run_source(context)
     chooser = _chooser(context, plan)
-    digest = Digest.load(context.paths.work / plan.digest)
+    digest = _load_digest(context, plan)
     cutter = open_cutter(
         batch_limits(context),
         context.space,
@@ -314,8 +316,16 @@ def _spool(context: RunContext, plan: Plan, kind: Elsewhere) -> CopySpool:
 
 
 def _chooser(context: RunContext, plan: Plan) -> Chooser:
-    digest = Digest.load(context.paths.work / plan.digest)
+    digest = _load_digest(context, plan)
     return Chooser(digest, context.config.keep, _rows_in_parts(context, digest))
+
+
+def _load_digest(context: RunContext, plan: Plan) -> Digest:
+    place, folder = context.paths.work / plan.digest, context.paths.scratch / plan.digest
+    try:
+        return Digest.load(fetch_folder(place, folder, last=DIGEST_FILE))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no complete digest of the source is in {place}") from error
 
 
 def _rows_in_parts(context: RunContext, digest: Digest) -> NDArray[np.bool_] | None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from embatch.datasets.parts import part_name
+from embatch.datasets.published import remove_part
 from embatch.errors import AlignmentError, NotFoundError, ProviderUnavailableError
 from embatch.journal.audits import NO_PART
 from embatch.runs.audit import (
@@ -73,14 +73,14 @@ def _remove_withdrawn(step: Step) -> None:
         if other.kind == "copies" and low <= batch.row_max and high >= batch.row_min:
             doubtful.append(other.number)
     for number in doubtful:
-        (context.paths.parts / part_name(number)).unlink(missing_ok=True)
+        remove_part(context.paths.parts, number)
     context.checkpoint("part.withdrawn")
 
 
 def _freed(step: Step) -> Outcome:
     """Lets results go on that hold all their keys and others, if an audit finds nothing wrong."""
     batch, context = step.batch, step.context
-    with gathered(context.paths.work, step.token, batch.items, context.space.dims) as matrix:
+    with gathered(context.paths.scratch, step.token, batch.items, context.space.dims) as matrix:
         try:
             joined = read_results(step, matrix)
         except (AlignmentError, NotFoundError) as error:

@@ -21,9 +21,11 @@ from embatch.providers.base import Provider
 from embatch.runs.audit import cosines, embedded_apart
 from embatch.runs.audit_notes import LEAST_COSINE
 from embatch.runs.cost import CALL_TEXTS, Price, price_of, prompt_bytes
-from embatch.runs.outputs import load_manifest
+from embatch.runs.outputs import load_manifest, parts_of
 from embatch.runs.plan import item_bounds
 from embatch.runs.tokens import estimate_tokens
+from embatch.storage.places import Place, parse_place
+from embatch.storage.urls import parse_url
 from embatch.types.results import Matrix
 
 SAMPLE_ROWS: Final = 200
@@ -207,13 +209,11 @@ class _Drawn:
 
 def _rows_of(paths: OutputPaths, rows: int, chance: np.random.Generator) -> _Drawn:
     single = paths.single_file
-    matrix: Matrix | None = None
-    if single is not None and single.exists() and paths.keys_file is not None:
-        matrix, files = np.load(single, mmap_mode="r"), [paths.keys_file]
-    elif single is not None and single.exists():
-        files = [single]
+    files: list[Place]
+    if single is not None and single.exists():
+        files = [paths.keys_file or single]
     else:
-        files = sorted(paths.parts.glob("part-*.parquet"))
+        files = parts_of(paths)
     counts = [_count(file) for file in files]
     total = sum(counts)
     if not total:
@@ -226,7 +226,7 @@ def _rows_of(paths: OutputPaths, rows: int, chance: np.random.Generator) -> _Dra
         start += count
         if len(here):
             table = _rows_at(file, here)
-            pieces.append((table, _vectors_at(file, table) if matrix is None else matrix[here]))
+            pieces.append((table, _vectors_at(file, table)))
     table = pa.concat_tables([one for one, _ in pieces])
     vectors = np.concatenate([one for _, one in pieces])
     order = np.argsort(table["row"].to_numpy(), kind="stable")
@@ -240,12 +240,12 @@ def _rows_of(paths: OutputPaths, rows: int, chance: np.random.Generator) -> _Dra
     )
 
 
-def _count(file: Path) -> int:
+def _count(file: Place) -> int:
     with open_parquet(file) as opened:
         return int(opened.metadata.num_rows)
 
 
-def _rows_at(file: Path, places: NDArray[np.int64]) -> pa.Table:
+def _rows_at(file: Place, places: NDArray[np.int64]) -> pa.Table:
     """The rows of a file at these places, ascending, without their vectors."""
     columns, found, start = ["key", "row", "text_sha256"], [], 0
     with open_parquet(file) as opened:
@@ -257,7 +257,7 @@ def _rows_at(file: Path, places: NDArray[np.int64]) -> pa.Table:
     return pa.Table.from_batches(found)
 
 
-def _vectors_at(file: Path, table: pa.Table) -> Matrix:
+def _vectors_at(file: Place, table: pa.Table) -> Matrix:
     rows = table["row"].to_numpy()
     there, vectors = part_vectors_at(file, rows, table["text_sha256"].to_pylist())
     if not there.all():
@@ -287,7 +287,8 @@ def _texts_at(
 
 
 def _planned_input(paths: OutputPaths, name: str) -> str:
-    path = Path(name) if Path(name).is_absolute() else paths.work / "spool" / name
+    own = parse_url(name) is None and not Path(name).is_absolute()
+    path = paths.work / "spool" / name if own else parse_place(name)
     if not path.exists():
         raise InvalidRequestError(
             f"{path}, the source of {paths.out}, is not there any more: name it with --source"

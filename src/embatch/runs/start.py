@@ -12,9 +12,15 @@ from typing import Any
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
 from embatch.datasets.ownership import OutputLock
-from embatch.datasets.parts import check_part, part_number
+from embatch.datasets.parts import check_part
+from embatch.datasets.published import part_number, recount_part, reject_part
 from embatch.datasets.source import Source
-from embatch.errors import InvalidRequestError, SpaceMismatchError, TransitionRefusedError
+from embatch.errors import (
+    ChangedMeanwhileError,
+    InvalidRequestError,
+    SpaceMismatchError,
+    TransitionRefusedError,
+)
 from embatch.journal.records import AdoptedPart, RunRecord
 from embatch.journal.store import Journal, new_run_id
 from embatch.runs.accounts import require_priced
@@ -22,8 +28,9 @@ from embatch.runs.admission import try_at_once
 from embatch.runs.config import RunConfig
 from embatch.runs.context import no_checkpoint
 from embatch.runs.finish import tidy_output
-from embatch.runs.outputs import require_form
+from embatch.runs.outputs import parts_of, require_form, require_journal
 from embatch.runs.reuse import require_reusable
+from embatch.storage.places import Place
 from embatch.types.embedding import Space
 from embatch.types.state import RunEvent, RunState
 
@@ -121,7 +128,12 @@ def _adopt(
     """Makes an output whose journal is gone this journal's, and gives its sound parts."""
     adopted = _sound_parts(paths, space)
     checkpoint("adopt.verified")
-    replace(manifest, journal_id=journal_id, finished_at=None, parts=()).save(paths.manifest)
+
+    def claimed(standing: Manifest) -> Manifest:
+        require_journal(paths, standing, manifest.journal_id)
+        return replace(standing, journal_id=journal_id, finished_at=None, parts=())
+
+    Manifest.change(paths.manifest, claimed)
     checkpoint("adopt.claimed")
     return adopted
 
@@ -154,18 +166,10 @@ def wake_run(journal: Journal, run_id: str, *, now: float) -> RunRecord:
 
 def _claim_output(paths: OutputPaths, wanted: Manifest) -> Manifest:
     """The output's manifest: `wanted` when the output is new, else the one that stands there."""
-    paths.manifest.parent.mkdir(parents=True, exist_ok=True)
     if not paths.manifest.exists():
         _refuse_foreign(paths)
-        wanted_file = paths.manifest.with_name(f".manifest-{uuid.uuid4().hex[:12]}.tmp")
-        wanted.save(wanted_file)
-        try:
-            os.link(wanted_file, paths.manifest)  # of two processes, one alone makes the output
+        if _enter_first(paths.manifest, wanted):
             return wanted
-        except FileExistsError:
-            pass
-        finally:
-            wanted_file.unlink()
     standing = Manifest.load(paths.manifest)
     require_form(paths, standing)
     if (difference := standing.space.difference(wanted.space)) is not None:
@@ -181,8 +185,28 @@ def _claim_output(paths: OutputPaths, wanted: Manifest) -> Manifest:
     return standing
 
 
+def _enter_first(place: Place, wanted: Manifest) -> bool:
+    """Writes the manifest where none stands: of two processes, one alone makes the output."""
+    if not isinstance(place, Path):
+        try:
+            place.write_bytes(wanted.to_bytes(), replacing="")
+        except ChangedMeanwhileError:
+            return False
+        return True
+    place.parent.mkdir(parents=True, exist_ok=True)
+    wanted_file = place.with_name(f".manifest-{uuid.uuid4().hex[:12]}.tmp")
+    wanted.save(wanted_file)
+    try:
+        os.link(wanted_file, place)
+    except FileExistsError:
+        return False
+    finally:
+        wanted_file.unlink()
+    return True
+
+
 def _refuse_foreign(paths: OutputPaths) -> None:
-    foreign: Sequence[Path] = sorted(paths.parts.glob("part-*.parquet"))
+    foreign: Sequence[Place] = sorted(paths.parts.glob("part-*.parquet"))
     if paths.single_file is not None and paths.single_file.exists():
         foreign = [paths.single_file]
     if foreign:
@@ -195,12 +219,13 @@ def _refuse_foreign(paths: OutputPaths) -> None:
 def _sound_parts(paths: OutputPaths, space: Space) -> list[AdoptedPart]:
     """The parts of an output whose journal is gone; a broken one is set aside."""
     adopted: list[AdoptedPart] = []
-    for path in sorted(paths.parts.glob("part-*.parquet")):
+    for path in parts_of(paths):
         report = check_part(path, dims=space.dims, normalized=space.normalized)
         if report.problems:
-            path.rename(path.with_name(f".rejected-{path.name}"))
+            reject_part(path)
             log.warning("%s is not sound and was set aside: %s", path.name, report.problems[0])
             continue
+        recount_part(path)
         adopted.append(
             AdoptedPart(
                 number=part_number(path),

@@ -23,7 +23,7 @@ def audit_published(step: Step) -> Outcome:
     part = context.paths.parts / str(batch.part)
     rows = part_rows(part)
     stage = step.stage()
-    if not stage.path.exists():
+    if not stage.exists():
         return _past_auditing(step, len(rows))
     sample = drawn(f"{batch.label}/again", rows, context.run().audit_rows or 0)
     staged = _stage_rows(stage)
@@ -84,5 +84,5 @@ def _take_back(step: Step, stage: StageFile, places: Places, audit: Audit) -> Ou
         finished_at=None,
         **NO_PART,
     )
-    stage.path.unlink(missing_ok=True)
+    stage.remove()
     return outcome

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 from embatch.errors import (
     AuthenticationError,
+    ChangedMeanwhileError,
     EmbatchError,
     NotFoundError,
     PermissionDeniedError,
@@ -66,10 +67,6 @@ _RIGHTS: Final = {
 }
 
 T = TypeVar("T")
-
-
-class ChangedMeanwhileError(EmbatchError):
-    """The object is not the one that this write was to replace, or is there already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

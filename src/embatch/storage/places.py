@@ -7,7 +7,6 @@ is written in `datasets.durable`.
 """
 
 import fnmatch
-import hashlib
 import io
 import os
 import shutil
@@ -212,11 +211,14 @@ def local_copy(place: Place, *, settled: bool = False) -> Iterator[Path]:
 def new_object(place: ObjectPlace, *, settled: bool = False) -> Iterator[Path]:
     """A file of this machine to write to; at the end the object holds it, whole.
 
-    After an exception the object stays as it was. A `settled` one keeps its copy here.
+    After an exception, and when the file was removed, the object stays as it was. A `settled` one
+    keeps its copy here.
     """
     cache = _cache()
     with cache.new_file() as written:
         yield written
+        if not written.exists():
+            return
         place.put(written)
         if settled:
             cache.adopt(written, _copy_of(place))
@@ -227,8 +229,8 @@ def scratch_of(place: Place) -> Path:
     it is on this machine."""
     if isinstance(place, Path):
         return place
-    digest = hashlib.sha256(place.url.encode()).hexdigest()[:16]
-    return StorageSettings.from_environment().cache / _RUNS / digest
+    here = StorageSettings.from_environment().cache / _RUNS
+    return here.joinpath(*place.url.replace("://", "/").split("/"))
 
 
 def remove_tree(place: Place) -> None:

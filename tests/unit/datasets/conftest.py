@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embatch.datasets.digests import text_digests
-from embatch.datasets.parts import FinishedPart, PartWriter, publish_part
+from embatch.datasets.parts import FinishedPart, PartWriter
+from embatch.datasets.published import publish_part
 
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

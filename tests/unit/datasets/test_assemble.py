@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embatch.datasets.assemble import assemble_npy, assemble_parquet
-from embatch.datasets.parts import PartWriter, publish_part
+from embatch.datasets.parts import PartWriter
+from embatch.datasets.published import publish_part
 from embatch.datasets.vector_file import part_schema
 from embatch.errors import AlignmentError, InvalidRequestError, StorageError
 

@@ -12,12 +12,11 @@ from embatch.datasets.column_types import KEPT_TEXT
 from embatch.datasets.parts import (
     PartWriter,
     check_part,
-    part_number,
     part_rows,
     part_vectors_at,
-    publish_part,
     read_part,
 )
+from embatch.datasets.published import part_number, publish_part
 from embatch.errors import InvalidRequestError, NotFoundError, StorageError
 
 
