@@ -1,7 +1,7 @@
 """What the dashboard asks of the journal: pages of runs, batches and events, each by an index."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -16,24 +16,28 @@ from sqlalchemy import (
     select,
 )
 
+from embatch.journal.audits import AuditedRow
 from embatch.journal.database import Database
-from embatch.journal.purchases import KindSums, PurchaseKind
-from embatch.journal.records import BatchRecord, EventRecord, Failure, RunCounts, RunRecord
+from embatch.journal.overview import RunSums, spark_runs, sum_runs
+from embatch.journal.purchases import LedgerLine
+from embatch.journal.records import BatchRecord, EventRecord, Failure, RunRecord
 from embatch.journal.rows import batch_record, run_record
 from embatch.journal.schema import (
+    audits_table,
     batches_table,
     events_table,
     failures_table,
     ledger_table,
     runs_table,
 )
-from embatch.journal.sums import UNDER_WAY, sum_ledgers
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
 LATEST: Final = 60
 """Published batches by which the pace of late is told."""
 MOST_CODES: Final = 20
 """Reasons of failures that are told apart."""
+MOST_BILLS: Final = 200
+"""Purchases of a batch that are shown."""
 _ACTIVE: Final = tuple(
     state.value
     for state in BatchState
@@ -50,14 +54,6 @@ class RunsFound:
     total: int
     states: Mapping[str, int]
     """All runs by state."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSums:
-    """The sums of one run."""
-
-    counts: RunCounts
-    ledger: Mapping[PurchaseKind, KindSums] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,36 +136,12 @@ class ViewTable:
     def sums(self, run_ids: Sequence[str]) -> dict[str, RunSums]:
         """The sums of some runs, each as `counts` and `ledger.sums` give them."""
         with self._database.read() as connection:
-            counts = _counts(connection, run_ids)
-            ledgers = sum_ledgers(connection, run_ids)
-        return {
-            name: RunSums(counts=counts.get(name, RunCounts()), ledger=ledgers.get(name, {}))
-            for name in run_ids
-        }
+            return sum_runs(connection, run_ids)
 
     def sparks(self, run_ids: Sequence[str], *, steps: int, now: float) -> dict[str, list[int]]:
         """Rows that each of some runs wrote in `steps` equal spans of its time."""
-        batch, run = batches_table.c, runs_table.c
-        ended = func.coalesce(run.finished_at, now)
-        length = case((ended - run.created_at > 1.0, ended - run.created_at), else_=1.0)
-        place = (batch.finished_at - run.created_at) * steps / length
-        step = cast(func.floor(place), Integer)
         with self._database.read() as connection:
-            rows = connection.execute(
-                select(batch.run_id, step, func.sum(batch.part_rows))
-                .select_from(batches_table.join(runs_table, run.id == batch.run_id))
-                .where(
-                    batch.run_id.in_(run_ids),
-                    batch.state == BatchState.PUBLISHED.value,
-                    batch.finished_at.is_not(None),
-                )
-                .group_by(batch.run_id, step)
-            ).all()
-        found: dict[str, list[int]] = {}
-        for run_id, at, written in rows:
-            spark = found.setdefault(str(run_id), [0] * steps)
-            spark[min(steps - 1, max(0, int(at)))] += int(written or 0)
-        return found
+            return spark_runs(connection, run_ids, steps, now)
 
     def published_last(self, run_id: str, *, limit: int = LATEST) -> list[tuple[int, float]]:
         """Rows and end of the batches that were published last, the latest first."""
@@ -344,7 +316,31 @@ class ViewTable:
         with self._database.read() as connection:
             return connection.execute(before).scalar(), connection.execute(after).scalar()
 
-    def unread(self, states: Iterable[str]) -> dict[str, int]:
+    def bills(self, batch_id: int) -> list[LedgerLine]:
+        """Every purchase for a batch, oldest first."""
+        table = ledger_table.c
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(ledger_table)
+                .where(table.batch_id == batch_id)
+                .order_by(table.at, table.ref)
+                .limit(MOST_BILLS)
+            ).mappings()
+            return [LedgerLine(**row) for row in rows]
+
+    def audited(self, run_id: str, batch_id: int, *, limit: int = 200) -> list[AuditedRow]:
+        """Rows of a batch that were embedded again, the smallest cosine first."""
+        table = audits_table.c
+        with self._database.read() as connection:
+            rows = connection.execute(
+                select(audits_table)
+                .where(table.run_id == run_id, table.batch_id == batch_id)
+                .order_by(table.cosine)
+                .limit(limit)
+            ).mappings()
+            return [AuditedRow(**row) for row in rows]
+
+    def by_execution(self, states: Iterable[str]) -> dict[str, int]:
         """How many runs stand in some states, by who takes their steps."""
         table = runs_table.c
         with self._database.read() as connection:
@@ -363,45 +359,3 @@ def _examples(connection: Connection, where: Sequence[Any], limit: int) -> list[
         select(failures_table).where(*where).order_by(failures_table.c.row).limit(limit)
     ).mappings()
     return [Failure(**{k: v for k, v in row.items() if k != "run_id"}) for row in rows]
-
-
-def _counts(connection: Connection, run_ids: Sequence[str]) -> dict[str, RunCounts]:
-    table = batches_table.c
-    original = case((table.parent_id.is_(None), table["items"]), else_=0)
-    names = ("part_rows", "succeeded", "truncated", "repeated", "tokens", "part_bytes")
-    sums = [func.coalesce(func.sum(table[name]), 0).label(name) for name in names]
-    rows = connection.execute(
-        select(
-            *(table.run_id, table.state, table.kind, func.count().label("batches")),
-            *(func.sum(original).label("original"), *sums),
-        )
-        .where(table.run_id.in_(run_ids))
-        .group_by(table.run_id, table.state, table.kind)
-    ).mappings()
-    made: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        _add(made.setdefault(row["run_id"], {"batches": {}}), row)
-    failed = connection.execute(
-        select(failures_table.c.run_id, func.count())
-        .where(failures_table.c.run_id.in_(run_ids))
-        .group_by(failures_table.c.run_id)
-    ).all()
-    for run_id, count in failed:
-        made.setdefault(run_id, {"batches": {}})["failed"] = int(count)
-    return {name: RunCounts(**values) for name, values in made.items()}
-
-
-def _add(into: dict[str, Any], row: Mapping[str, Any]) -> None:
-    """The sums of the batches of one state and kind, into those of their run."""
-    state = BatchState(row["state"])
-    into["batches"][state] = into["batches"].get(state, 0) + int(row["batches"])
-    adds = {"planned": row["original"]}
-    if state is BatchState.PUBLISHED:
-        adds["written"] = row["part_rows"]
-        adds |= {name: row[name] for name in ("truncated", "repeated", "tokens", "part_bytes")}
-    if state in UNDER_WAY and row["kind"] == "embed":
-        adds["live"] = row["succeeded"]
-    if row["kind"] in ("copies", "reused"):
-        adds[row["kind"]] = row["original"]
-    for name, value in adds.items():
-        into[name] = into.get(name, 0) + int(value)
