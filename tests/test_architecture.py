@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "embatch"
-BOTTOM = {"errors", "types", "process", "vectors"}
+BOTTOM = {"errors", "types", "process", "vectors", "hooks"}
 SHARED = {"transport", "storage", "observe"}
 MAY_IMPORT = {
     "errors": set(),
     "process": set(),
+    "hooks": {"types"},
     "types": {"errors"},
     "vectors": {"errors"},
     "config": {"errors"},

@@ -234,3 +234,13 @@ def webhook_secret(environ: Mapping[str, str] | None = None) -> Secret | None:
     env = os.environ if environ is None else environ
     words = env.get("EMBATCH_WEBHOOK_SECRET", "").strip()
     return Secret(words) if words else None
+
+
+def prefer_plain_allocator() -> None:
+    """Has Arrow, when it is loaded, take memory from the system, unless `ARROW_DEFAULT_MEMORY_POOL`
+    says otherwise.
+
+    Its own choice, mimalloc, keeps some 80 MB that threads have let go of; it hears of another by
+    this variable alone, as the processes do that this one starts.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

@@ -1,8 +1,7 @@
 """What a process brings to its runs: settings, the journal, and the providers it has opened."""
 
 import threading
-import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
 from embatch.datasets.ownership import OutputLock
 from embatch.errors import ConfigError, InvalidRequestError
+from embatch.hooks import Hooks
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.observe.courier import Courier
@@ -19,23 +19,10 @@ from embatch.observe.webhook import parse_secrets
 from embatch.providers.base import Provider
 from embatch.providers.opening import open_provider
 from embatch.runs.config import RunConfig
-from embatch.runs.context import RunContext, no_checkpoint
+from embatch.runs.context import RunContext
 from embatch.runs.heralds import open_courier
 from embatch.runs.readers import Readers
 from embatch.types.embedding import Space
-from embatch.types.results import TextEngine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
-    """What tests put in place of the real thing."""
-
-    clock: Callable[[], float] = time.time
-    """Seconds since 1970."""
-    checkpoint: Callable[[str], None] = no_checkpoint
-    """Called with a name at every point where a crash must do no harm."""
-    open_engine: Callable[..., TextEngine] | None = None
-    """`open_engine(model, precision=…)` in place of the local engine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Peak memory does not grow with the dataset."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,8 @@ import pytest
 CHILD = """
 import sys
 from pathlib import Path
-from embatch import api
-from embatch.config import Settings
-from embatch.environment import Environment, Hooks
-from embatch.testing.engine import FakeEngine
+from embatch.cli import main
+from embatch.hooks import Hooks
 
 folder, rows = Path(sys.argv[1]), int(sys.argv[2])
 source = folder / "texts.jsonl"
@@ -20,26 +19,33 @@ with source.open("w") as stream:
     for row in range(rows):
         text = row if row % 10 else row // 2
         stream.write(f'{{"id": "key-{row}", "text": "short text number {text}"}}\\n')
-settings = Settings(home=folder / "home", journal=f"sqlite:///{folder / 'journal.db'}")
-hooks = Hooks(open_engine=lambda _model, **_: FakeEngine(dims=64))
-with Environment.open(settings, hooks=hooks) as environment:
-    status = api.submit(source, folder / "out", key="id", environment=environment).wait()
-assert (status.written, status.failed) == (rows, 0), status
+
+def open_engine(_model, **_):
+    from embatch.testing.engine import FakeEngine
+    return FakeEngine(dims=64)
+
+asked = ["run", str(source), "-o", str(folder / "out"), "--key", "id", "--json"]
+assert main(asked, hooks=Hooks(open_engine=open_engine)) == 0
 status_of_process = Path("/proc/self/status").read_text()
 print(int(status_of_process.split("VmHWM:")[1].split()[0]) / 1024)
 """
 
 
 def peak_mb(folder: Path, rows: int) -> float:
-    """Peak memory in MB of 2**20 bytes of a run over `rows` rows, a twentieth of them copies.
+    """Peak memory in MB of 2**20 bytes of `embatch run` over `rows` rows, a twentieth copies.
 
     Read from VmHWM: Linux hands a parent's `ru_maxrss` down to the processes that it starts.
     """
     folder.mkdir()
     command = [sys.executable, "-c", CHILD, str(folder), str(rows)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
+    variables = {"EMBATCH_HOME": str(folder / "home"), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        command, env=variables, capture_output=True, text=True, timeout=1200, check=False
+    )
     assert done.returncode == 0, done.stderr
-    return float(done.stdout)
+    status, peak = done.stdout.splitlines()
+    assert (json.loads(status)["written"], json.loads(status)["failed"]) == (rows, 0), status
+    return float(peak)
 
 
 @pytest.mark.timeout(1500)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from embatch.cli.exits import ExitCode, code_of_error
+from embatch.config import prefer_plain_allocator
 from embatch.errors import EmbatchError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Session:
 
     def run(self, app: Callable[..., Any], argv: Sequence[str] | None) -> int:
         """Runs a command line; every end of it becomes an exit code here."""
+        prefer_plain_allocator()
         try:
             app(args=None if argv is None else list(argv), prog_name="embatch", obj=self)
         except SystemExit as end:
@@ -100,14 +102,10 @@ class Session:
 
     def environment(self) -> "Environment":
         """Opens the journal; close what comes back."""
-        import pyarrow as pa
-
         from embatch.environment import Environment
         from embatch.process import give_memory_back
 
         give_memory_back()
-        # Arrow's default allocator keeps tens of megabytes for each thread, and is no faster here.
-        pa.set_memory_pool(pa.system_memory_pool())
         return Environment.open(journal=self.journal, hooks=self.hooks)
 
     def _fail(self, error: BaseException, message: str) -> ExitCode:

@@ -6,16 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from embatch.datasets.output import OutputPaths
+from embatch.hooks import no_checkpoint
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.providers.base import Provider
 from embatch.runs.config import RunConfig
 from embatch.runs.readers import Readers
 from embatch.types.embedding import Space
-
-
-def no_checkpoint(_name: str) -> None:
-    """The checkpoint of production: nothing happens. Tests put a kill -9 here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
