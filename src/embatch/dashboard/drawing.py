@@ -136,11 +136,14 @@ def run_lengths(looks: Sequence[str]) -> str:
     return " ".join(f"{look}*{len(list(group))}" for look, group in groupby(looks))
 
 
-def ranges(looks: Sequence[str], *, first: int = 1) -> list[tuple[str, int, int]]:
-    """Equal neighbours as (look, first number, last number): the grid in words."""
+def ranges(looks: Sequence[str], *, first: int = 1, each: int = 1) -> list[tuple[str, int, int]]:
+    """Equal neighbours as (look, first number, last number): the grid in words.
+
+    The first cell begins with number `first`; a cell stands for `each` numbers.
+    """
     found, start = [], first
     for look, group in groupby(looks):
-        length = len(list(group))
+        length = each * len(list(group))
         found.append((look, start, start + length - 1))
         start += length
     return found
@@ -216,19 +219,19 @@ def sparkline(values: Sequence[float], *, label: str) -> Markup:
     )
 
 
-def stacked(at: Sequence[float], layers: Sequence[Series], *, total: float, label: str) -> Markup:
-    """Layers of values over time, the first at the bottom; `total` is the height of the chart."""
-    if len(at) < 2 or total <= 0:
+def stacked(layers: Sequence[Series], *, total: float, label: str) -> Markup:
+    """Layers of values at equal steps, the first at the bottom, on a chart `total` high."""
+    steps = len(layers[0].values) if layers else 0
+    if steps < 2 or total <= 0:
         return Markup("")
-    since, span = at[0], (at[-1] - at[0]) or 1.0
-    xs = [_CHART * (moment - since) / span for moment in at]
-    below, drawn = [0.0] * len(at), []
+    width = _CHART / (steps - 1)
+    below, drawn = [0.0] * steps, []
     for number, layer in enumerate(layers):
         above = [low + value for low, value in zip(below, layer.values, strict=True)]
         if any(layer.values):
-            upper = _steps([(x, _y(value, total)) for x, value in zip(xs, above, strict=True)])
-            lower = _steps([(x, _y(value, total)) for x, value in zip(xs, below, strict=True)])
-            back = " ".join(f"L{_n(x)} {_n(y)}" for x, y in reversed(lower))
+            upper = [(at * width, _y(value, total)) for at, value in enumerate(above)]
+            lower = [(at * width, _y(value, total)) for at, value in enumerate(below)]
+            back = _path(lower[::-1]).replace("M", "L", 1)
             mark = _SERIES_MARKS[number % len(_SERIES_MARKS)]
             drawn.append(
                 f'<path class="area look-{escape(layer.name)}" d="{_path(upper)}{back}z"/>'
@@ -238,19 +241,30 @@ def stacked(at: Sequence[float], layers: Sequence[Series], *, total: float, labe
     return _chart("stacked", "".join(drawn), label)
 
 
-def burn(points: Points, *, until: float, top: float, cap: float | None, label: str) -> Markup:
-    """Dollars spent over time as steps, against the cap; `until` is where the time axis ends."""
-    if not points or top <= 0:
+def height(layers: Sequence[Series]) -> float:
+    """The most that the layers come to together."""
+    return max((sum(at) for at in zip(*(layer.values for layer in layers), strict=True)), default=0)
+
+
+def key(name: str, number: int) -> Markup:
+    """A piece of the layer that stands at `number` in a stacked chart, for its legend."""
+    mark = _SERIES_MARKS[number % len(_SERIES_MARKS)]
+    return Markup(  # noqa: S704 # constants, and an escaped name
+        f'<svg class="swatch look-{escape(name)}" viewBox="0 0 13 13" aria-hidden="true" '
+        f'focusable="false"><path class="area" d="M0 3h13v10H0z"/>'
+        f'<path class="edge {mark}" d="M0 2.5h13"/></svg>'
+    )
+
+
+def burn(values: Sequence[float], *, top: float, cap: float | None, label: str) -> Markup:
+    """Dollars spent at equal steps of time, against the cap, on a chart `top` dollars high."""
+    if len(values) < 2 or top <= 0:
         return Markup("")
-    since = points[0][0]
-    span = (until - since) or 1.0
-    placed = [(_CHART * (x - since) / span, _y(y, top)) for x, y in points]
-    stepped = _steps([*placed, (max(placed[-1][0], _CHART), placed[-1][1])])
-    line = _path(stepped)
+    width = _CHART / (len(values) - 1)
+    line = _path([(at * width, _y(value, top)) for at, value in enumerate(values)])
     drawn = f'<path class="under" d="{line}V100H0z"/><path class="line" d="{line}"/>'
     if cap is not None and cap <= top:
-        y = _n(_y(cap, top))
-        drawn += f'<path class="cap" d="M0 {y}H100"/>'
+        drawn += f'<path class="cap" d="M0 {_n(_y(cap, top))}H100"/>'
     return _chart("burn", drawn, label)
 
 
@@ -274,20 +288,6 @@ def scale(
     )
 
 
-def ceiling(value: float) -> float:
-    """The next round number at or above `value`: 1, 2, 2.5 or 5 with zeros."""
-    if value <= 0:
-        return 1.0
-    step = 1.0
-    while step < value:
-        step *= 10.0
-    while step / 10.0 >= value:
-        step /= 10.0
-    return next(
-        step * part for part in (0.1, 0.2, 0.25, 0.5, 1.0) if step * part >= value * 0.999999
-    )
-
-
 def _chart(kind: str, drawn: str, label: str) -> Markup:
     lines = "".join(f'<path class="rule" d="M0 {y}H100"/>' for y in (25, 50, 75))
     return Markup(  # noqa: S704 # numbers and constants, and an escaped label
@@ -298,16 +298,6 @@ def _chart(kind: str, drawn: str, label: str) -> Markup:
 
 def _y(value: float, top: float) -> float:
     return _CHART - _CHART * max(0.0, min(1.0, value / top))
-
-
-def _steps(points: Points) -> list[tuple[float, float]]:
-    """What holds until it changes: a level line, then the change."""
-    stepped: list[tuple[float, float]] = []
-    for x, y in points:
-        if stepped and stepped[-1][1] != y and stepped[-1][0] != x:
-            stepped.append((x, stepped[-1][1]))
-        stepped.append((x, y))
-    return stepped
 
 
 def _path(points: Points) -> str:

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from embatch.dashboard import drawing
-from embatch.dashboard.views import Frame, Grid, Series, View
+from embatch.dashboard.views import Frame, Grid, RunRow, Series, View
 from embatch.journal.purchases import dollars
 
 UNKNOWN: Final = "—"
@@ -25,6 +25,19 @@ _LAYERS: Final = (
     ("failed", "stopped", ("failed", "expired", "cancelled", "quarantined")),
 )
 _TABLE_MOMENTS: Final = 12
+_PHASES: Final = {
+    "planned": "wait",
+    "uploading": "send",
+    "uploaded": "send",
+    "submitting": "send",
+    "submitted": "away",
+    "ready": "back",
+    "collected": "back",
+    "published": "done",
+    "failed": "bad",
+    "expired": "bad",
+    "quarantined": "bad",
+}
 
 
 def render(page: View, frame: Frame) -> str:
@@ -54,7 +67,8 @@ def _environment() -> Environment:
         clock=clock,
         words=words,
     )
-    made.globals.update(draw=drawing, looks=looks, layers=layers, moments=moments, due=due, ago=ago)
+    made.globals.update(draw=drawing, looks=looks, layers=layers, moments=moments)
+    made.globals.update(ago=ago, due=due, at=at, phase=phase, parts=parts)
     return made
 
 
@@ -150,6 +164,25 @@ def due(at: float, now: float) -> Markup:
 def ago(at: float, now: float) -> Markup:
     """A time past as "40 s ago"; the page's script lets it grow."""
     return _time(at, "ago", f"{duration(now - at)} ago" if now - at >= 1.0 else "just now")
+
+
+def at(moment: float, now: float) -> Markup:
+    """A time as it stands on the clock."""
+    return _time(moment, "at", clock(moment, now))
+
+
+def phase(state: str, blocked: str | None = None) -> str:
+    """What a batch's state is part of: "wait", "send", "away", "back", "done", "bad" or "gone"."""
+    return "held" if blocked else _PHASES.get(state, "gone")
+
+
+def parts(run: RunRow) -> list[tuple[str, float]]:
+    """A run's bar: rows written, rows that are done and not written yet, and rows that failed."""
+    if not run.rows:
+        return []
+    live = max(0, run.done - run.written)
+    shares = (("published", run.written), ("returning", live), ("failed", run.failed))
+    return [(name, rows / run.rows) for name, rows in shares]
 
 
 def _time(at: float, kind: str, said: str) -> Markup:
