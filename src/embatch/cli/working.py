@@ -17,7 +17,8 @@ def work_all(session: Session, environment: "Environment", *, once: bool) -> Exi
     Gives the worst of what became of the runs: failed, then failed rows, then done.
     """
     from embatch.cli.panel import PlainLines
-    from embatch.execution.threads import WORKING_STATES, ThreadExecutor
+    from embatch.execution.steps import WORKING_STATES
+    from embatch.execution.threads import ThreadExecutor
     from embatch.runs.status import read_status
 
     journal = environment.journal
@@ -47,7 +48,10 @@ def work_all(session: Session, environment: "Environment", *, once: bool) -> Exi
             close_context=environment.release,
             clock=environment.hooks.clock,
         )
-        executor.work(until=over, poll_s=LOOK_EVERY_S)
+        with environment.courier() as courier:
+            executor.work(until=over, poll_s=LOOK_EVERY_S)
+            for run_id in statuses:
+                courier.linger(run_id)
         environment.close_providers()
     look()
     if interrupts.signal is not None:

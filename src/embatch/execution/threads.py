@@ -2,30 +2,36 @@
 
 import logging
 import math
-import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from embatch.errors import EmbatchError, JournalError, LeaseLostError, TransitionRefusedError
+from embatch.errors import JournalError
 from embatch.execution.keeper import HeldLease, LeaseKeeper
+from embatch.execution.patience import Patience
+from embatch.execution.presence import Presence
+from embatch.execution.steps import (
+    BROKEN_S,
+    LEASE_S,
+    WORKING_STATES,
+    Contexts,
+    Hurry,
+    fail_with,
+    give_back,
+    record,
+    room_for_new,
+    take_finish,
+    take_step,
+)
 from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.process import is_known_dead, owner_identity
-from embatch.runs.accounts import stop_over_budget
-from embatch.runs.admission import begin_ahead
-from embatch.runs.advance import advance
-from embatch.runs.config import RunConfig
 from embatch.runs.context import RunContext
-from embatch.runs.direct import is_late, missed_deadline
-from embatch.runs.finish import fail_run, finish_run
-from embatch.runs.outcomes import After, Done, Now, Outcome, OverBudget, Stuck
-from embatch.runs.pace import RETRY_DELAY_S
+from embatch.runs.outcomes import After, Outcome, OverBudget, Stuck
 from embatch.runs.parking import next_due, park, wake_parked
 from embatch.runs.planning import advance_planning
 from embatch.runs.trouble import call_person
@@ -34,13 +40,8 @@ from embatch.types.state import RunState
 
 log = logging.getLogger("embatch.execution")
 
-LEASE_S = 60.0
-"""A step that is silent for so long is taken over by others."""
-IDLE_S = 0.5
+IDLE_S = BROKEN_S
 """Longest sleep of a thread with nothing to do: other processes may have made work."""
-UNWORKABLE_S = 30.0
-"""A run that this process cannot work is looked at again after so long."""
-WORKING_STATES = (RunState.PLANNING, RunState.RUNNING, RunState.PARKED)
 
 _Work = Callable[[HeldLease], Outcome | None]
 """A step, to be taken while its lease is held."""
@@ -52,6 +53,10 @@ class _Found:
 
     run: RunRecord
     token: str
+    what: str
+    """What is done, for those who watch: the state of the batch that it moves, or its name."""
+    batch: int | None
+    """The number of that batch."""
     work: _Work
     give_back: Callable[[Outcome | None], None]
     """Ends the lease; the outcome is None when the step broke."""
@@ -71,16 +76,13 @@ class ThreadExecutor:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._journal = journal
-        self._open_context = open_context
         self._clock = clock
         self._owner = owner_identity()
         self._threads = threads
         self._planning_only = planning_only
-        self._close_context = close_context
-        self._contexts: dict[str, RunContext] = {}
-        self._unworkable: dict[str, float] = {}
+        self._contexts = Contexts(open_context, close_context, clock)
         self._lookout = Lookout()
-        self._hurried: set[str] = set()
+        self._hurry = Hurry(journal, clock)
         self._finish_at: dict[str, float] = {}
         self._busy: Counter[str] = Counter()
         self._counting = threading.Lock()
@@ -91,6 +93,8 @@ class ThreadExecutor:
         self._news = threading.Event()
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
+        self._patience = Patience(self._stopping)
+        self._presence = Presence(journal.workers, execution="threads", concurrency=threads)
 
     def stop(self) -> None:
         """Asks the threads to end after their present step. Safe in a signal handler's thread."""
@@ -111,19 +115,20 @@ class ThreadExecutor:
         `poll_s` seconds and when a run has ended or its plan stands. An error that belongs to no
         run, such as a journal that is gone, is raised here.
         """
-        self._journal.leases.release_dead(is_known_dead)
+        self._patience.ask(lambda: self._journal.leases.release_dead(is_known_dead))
         threads = [
             threading.Thread(target=self._loop, args=(run_ids,), name=f"embatch-step-{n}")
             for n in range(self._threads)
         ]
         self._keeper.start()
+        self._presence.start()
         for thread in threads:
             thread.start()
         try:
             ends_at = math.inf if timeout_s is None else time.monotonic() + timeout_s
             while not self._stopping.is_set() and (left := ends_at - time.monotonic()) > 0:
                 self._news.clear()
-                if until():
+                if self._is_over(until):
                     break
                 self._news.wait(min(poll_s, left))
         finally:
@@ -132,19 +137,30 @@ class ThreadExecutor:
             for thread in threads:
                 thread.join()
             self._keeper.stop()
+            self._presence.stop()
         if self._failure is not None:
             raise self._failure
+
+    def _is_over(self, until: Callable[[], bool]) -> bool:
+        try:
+            return until()
+        except JournalError as error:
+            if not self._patience.bears(error):
+                raise
+            return False
 
     def _loop(self, run_ids: Sequence[str] | None) -> None:
         try:
             while not self._stopping.is_set():
                 # One thread at a time looks for work, or sleeps until there is some.
                 with self._looking:
-                    found = self._next_step(run_ids)
+                    found = self._patience.ask(lambda: self._next_step(run_ids))
                 if found is not None:
                     self._take(found)
         except BaseException as error:  # noqa: BLE001 - a thread's outer edge: `work` raises it
-            self._failure = error
+            away = isinstance(error, JournalError) and error.transient
+            if not (away and self._stopping.is_set()):  # what was in hand is taken up later
+                self._failure = error
             self.stop()
 
     def _next_step(self, run_ids: Sequence[str] | None) -> _Found | None:
@@ -157,14 +173,15 @@ class ThreadExecutor:
             workable: list[RunRecord] = []
             for run in sorted(wanted, key=lambda run: (-run.priority, run.created_at)):
                 try:
-                    context = self._context(run, alone=run_ids is not None)
+                    context = self._contexts.of(run, alone=run_ids is not None)
                     if context is None:
                         continue
                     found = self._find(run, context)
                 except JournalError:
                     raise  # says nothing about the run
                 except Exception as error:  # noqa: BLE001 - it is recorded in the run
-                    self._fail(run, error)
+                    fail_with(self._journal, run, error, now=self._clock())
+                    self._news.set()
                     continue
                 if found is not None:
                     self._count(run.id, 1)
@@ -179,42 +196,37 @@ class ThreadExecutor:
 
     def _let_go(self, working: set[str]) -> None:
         """Closes what was open for runs that have ended and have no step in hand."""
-        for run_id in self._contexts.keys() - working:
-            if not self._busy[run_id]:
-                del self._contexts[run_id], self._busy[run_id]
-                self._close_context(run_id)
+        with self._counting:
+            self._busy += Counter()  # drops what stands at zero
+            busy = set(self._busy)
+        self._contexts.let_go(working | busy)
 
     def _find(self, run: RunRecord, context: RunContext) -> _Found | None:
         watching = not self._planning_only and self._lookout.is_due(context)
         if watching and (token := self._lease_planning(run.id)):
-            return self._planning_step(run, token, lambda _: self._lookout.look(context))
+            return self._planning_step(run, token, "watch", lambda _: self._lookout.look(context))
         free = len(self._planned_here) < max(1, self._threads - 1)  # one stays for batches
         planning = run.state is RunState.PLANNING and free
         if planning and (token := self._lease_planning(run.id)):
-            return self._planning_step(run, token, partial(self._plan, context))
+            return self._planning_step(run, token, "plan", partial(self._plan, context))
         if self._planning_only:
             return None
         leases, parked = self._journal.leases, run.state is RunState.PARKED
         if parked and wake_parked(self._journal, run, now=self._clock()):
             return None
-        late = is_late(context)
-        if late and run.id not in self._hurried:
-            self._hurried.add(run.id)
-            if (missed := missed_deadline(self._journal, run, now=self._clock())) is not None:
-                log.warning("run %s: %s", run.id, missed)
-            self._journal.quotas.wake(run.id, now=self._clock())
+        late = self._hurry.is_late(run, context)
         claim = leases.claim_step(
             run.id,
             owner=self._owner,
             lease_s=LEASE_S,
             now=self._clock(),
-            max_in_flight=sys.maxsize if late else context.provider.limits.max_in_flight_batches,
-            max_ahead=None if late else begin_ahead(context),
             parked=parked and not late,
+            **room_for_new(context, late=late),
         )
         if claim is not None:
-            work = partial(self._advance, claim, context)
-            return _Found(run, claim.token, work, partial(self._release, claim))
+            batch, work = claim.batch, partial(take_step, claim, context)
+            back = partial(self._release, claim)
+            return _Found(run, claim.token, batch.state.value, batch.number, work, back)
         if run.state is not RunState.RUNNING:
             return None
         if leases.has_steps(run.id):
@@ -225,54 +237,34 @@ class ThreadExecutor:
             return None
         if (token := self._lease_planning(run.id)) is None:
             return None
-        return self._planning_step(run, token, partial(self._finish, context))
+        return self._planning_step(run, token, "finish", partial(self._finish, context))
 
-    def _planning_step(self, run: RunRecord, token: str, work: _Work) -> _Found:
-        def give_back(_: Outcome | None) -> None:
+    def _planning_step(self, run: RunRecord, token: str, what: str, work: _Work) -> _Found:
+        def back(_: Outcome | None) -> None:
             self._journal.leases.release_planning(run.id, token)
             self._planned_here.discard(run.id)
             self._news.set()
 
-        return _Found(run, token, work, give_back)
+        return _Found(run, token, what, None, work, back)
 
     def _take(self, found: _Found) -> None:
         """Takes a step. What it meets is written into its run, unless it says nothing of it."""
-        outcome = None
+        outcome, run = None, found.run
+        at_work = self._presence.at(run.id, found.what, found.batch)
         try:
-            with self._keeper.hold(found.token) as lease:
-                outcome = self._taken(found, lease)
+            with self._keeper.hold(found.token) as lease, at_work:
+                outcome = record(
+                    self._journal, self._keeper, run, lease, found.work, now=self._clock
+                )
+        except JournalError as error:
+            if not self._patience.bears(error):
+                raise
         finally:
-            found.give_back(outcome)
+            self._patience.ask(lambda: found.give_back(outcome))
             self._count(found.run.id, -1)
             self._wake.set()
-
-    def _taken(self, found: _Found, lease: HeldLease) -> Outcome | None:
-        try:
-            return found.work(lease)
-        except (LeaseLostError, TransitionRefusedError):
-            log.info("run %s: another process took over a step", found.run.id)
-        except JournalError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a step's outer edge: it is recorded
-            self._keeper.renew()
-            if lease.is_held():
-                self._fail(found.run, error)
-        return None
-
-    def _fail(self, run: RunRecord, error: Exception) -> None:
-        """Ends a run with the error of its step."""
-        if isinstance(error, EmbatchError):
-            code, what = type(error).__name__, str(error)
-        elif isinstance(error, OSError):
-            code, what = "StorageError", str(error)
-        else:
-            # Where, not what: the message of a foreign error may hold a user's text.
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            code = "EmbatchError"
-            what = f"unexpected {type(error).__name__} at {place.name}:{place.lineno}"
-            log.error("run %s: a step broke: %s", run.id, what)
-        fail_run(self._journal, run.id, what, code=code, now=self._clock())
-        self._news.set()
+            if outcome is None or isinstance(outcome, (Stuck, OverBudget)):
+                self._news.set()
 
     def _lease_planning(self, run_id: str) -> str | None:
         """Leases the planning or the finish of a run; None while anyone has it."""
@@ -290,57 +282,12 @@ class ThreadExecutor:
         advance_planning(context, lease.token, stopping)
 
     def _finish(self, context: RunContext, lease: HeldLease) -> None:
-        if context.run().state is RunState.RUNNING and not self._journal.leases.has_steps(
-            context.run_id
-        ):
-            outcome = finish_run(context, lease.token)
-            if isinstance(outcome, After):
-                self._finish_at[context.run_id] = self._clock() + outcome.seconds
-
-    def _advance(self, claim: Claim, context: RunContext, lease: HeldLease) -> Outcome:
-        outcome = advance(claim, context, lease.is_held)
-        if isinstance(outcome, Stuck):
-            if outcome.hopeless or not context.provider.limits.billed:
-                fail_run(self._journal, claim.batch.run_id, outcome.error, now=self._clock())
-                self._news.set()
-            else:
-                log.warning("run %s waits for a person: %s", claim.batch.run_id, outcome.error)
-        return outcome
+        outcome = take_finish(context, lease.token)
+        if isinstance(outcome, After):
+            self._finish_at[context.run_id] = self._clock() + outcome.seconds
 
     def _release(self, claim: Claim, outcome: Outcome | None) -> None:
-        now = self._clock()
-        leases = self._journal.leases
-        match outcome:
-            case None:
-                leases.release(claim.batch.id, claim.token, next_at=now + IDLE_S)
-            case After(seconds=seconds, reason=reason, detail=detail):
-                leases.release(
-                    claim.batch.id,
-                    claim.token,
-                    next_at=now + seconds,
-                    blocked_reason=reason,
-                    blocked_detail=detail,
-                )
-            case Stuck(error=error):
-                leases.release(
-                    claim.batch.id,
-                    claim.token,
-                    next_at=now,
-                    blocked_reason="person",
-                    blocked_detail=error,
-                )
-            case OverBudget(error=error):
-                leases.release(
-                    claim.batch.id,
-                    claim.token,
-                    next_at=now + RETRY_DELAY_S,
-                    blocked_reason="budget",
-                    blocked_detail=error,
-                )
-                if stop_over_budget(self._journal, claim.batch.run_id, error, now=now):
-                    self._news.set()
-            case Now() | Done():
-                leases.release(claim.batch.id, claim.token, next_at=now)
+        give_back(self._journal, claim, outcome, now=self._clock())
 
     def _rest(self, runs: Sequence[RunRecord]) -> None:
         """Sleeps until a step is due or a thread of this process has ended one."""
@@ -349,24 +296,3 @@ class ThreadExecutor:
         earliest = min((moment for moment in due if moment is not None), default=now + IDLE_S)
         # A batch that is due but held back must not make this a busy loop.
         self._wake.wait(min(IDLE_S, max(0.05, earliest - now)))
-
-    def _context(self, run: RunRecord, *, alone: bool) -> RunContext | None:
-        """The run's world; None if this process cannot work it, which says nothing of others.
-
-        Raises instead when the run was asked for by name.
-        """
-        now = self._clock()
-        if self._unworkable.get(run.id, now) > now:
-            return None
-        context = self._contexts.get(run.id)
-        if context is None or context.config != RunConfig.from_json(run.config):
-            try:
-                context = self._contexts[run.id] = self._open_context(run)
-            except EmbatchError as error:
-                if alone:
-                    raise
-                if run.id not in self._unworkable:
-                    log.warning("run %s is left to other processes: %s", run.id, error)
-                self._unworkable[run.id] = now + UNWORKABLE_S
-                return None
-        return context
