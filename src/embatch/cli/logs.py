@@ -25,7 +25,8 @@ class TextFormat(logging.Formatter):
 
 
 class JsonFormat(logging.Formatter):
-    """One JSON object a line: `at`, `level`, `logger`, `message`, and of errors kind and frames."""
+    """One JSON object a line: `at`, `level`, `logger`, `message`, of events their fields, and of
+    errors kind and frames."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The object, on one line."""
@@ -34,6 +35,7 @@ class JsonFormat(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **getattr(record, "fields", {}),
         }
         kind, frames = _error_of(record)
         if kind is not None:

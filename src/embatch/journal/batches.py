@@ -12,6 +12,7 @@ from embatch.journal.entries import enter_batches, enter_failures
 from embatch.journal.jobs import record_job
 from embatch.journal.outlook import Outlook, read_outlook
 from embatch.journal.records import BatchRecord, Failure, NewBatch, RunCounts
+from embatch.journal.refusals import repeated
 from embatch.journal.rows import batch_record, record_event
 from embatch.journal.schema import batches_table, failures_table, runs_table
 from embatch.journal.sums import ToBuy, count_rows, present_pace, sum_to_buy
@@ -39,6 +40,12 @@ _RESET = (
 )
 """States in which a batch waits for what a person has mended by resuming its run."""
 
+_SHOWN = (
+    *("label", "remote_name", "part", "succeeded", "failed", "error", "error_code"),
+    "attempt",
+)
+"""Facts of a change of state that its event keeps."""
+
 
 class BatchTable:
     """The batches of all runs."""
@@ -48,6 +55,7 @@ class BatchTable:
 
     # Entering
 
+    @repeated
     def add_planned(
         self,
         run_id: str,
@@ -62,7 +70,7 @@ class BatchTable:
 
         Raises LeaseLostError when another process plans the run by now.
         """
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             changed = connection.execute(
                 update(runs_table)
                 .where(
@@ -77,6 +85,7 @@ class BatchTable:
             enter_batches(connection, run_id, batches, now)
             enter_failures(connection, run_id, failures)
 
+    @repeated
     def add_retries(
         self, run_id: str, batches: Sequence[NewBatch], *, rows: Sequence[int], now: float
     ) -> None:
@@ -85,7 +94,7 @@ class BatchTable:
         """
         source = RunState.COMPLETED_WITH_FAILURES
         target = next_run_state(source, RunEvent.RETRIED)
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             changed = connection.execute(
                 update(runs_table)
                 .where(runs_table.c.id == run_id, runs_table.c.state == source.value)
@@ -111,23 +120,25 @@ class BatchTable:
                     )
                 )
 
+    @repeated
     def reset_attempts(self, run_id: str, *, now: float) -> None:
         """Gives batches of a run that stopped their attempts back, now that a person resumes it."""
         table = batches_table.c
         stopped = [state.value for state in _RESET]
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             connection.execute(
                 update(batches_table)
                 .where(table.run_id == run_id, table.state.in_(stopped))
                 .values(attempt=0, next_at=now, updated_at=now, blocked_reason=None)
             )
 
+    @repeated
     def unblock(self, run_id: str, *, now: float) -> int:
         """Lets the batches that wait for a person try again, with all attempts where their job
         ended badly. Gives how many."""
         table = batches_table.c
         ended = case((table.state.in_([state.value for state in _RESET]), 0), else_=table.attempt)
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             return connection.execute(
                 update(batches_table)
                 .where(table.run_id == run_id, table.blocked_reason == "person")
@@ -142,6 +153,7 @@ class BatchTable:
 
     # Changes under a lease
 
+    @repeated
     def transition(
         self,
         batch: BatchRecord,
@@ -164,7 +176,7 @@ class BatchTable:
         """
         target = next_batch_state(batch.state, event)
         table = batches_table.c
-        with self._database.write() as connection:
+        with self._database.write(batch.run_id) as connection:
             row = connection.execute(
                 update(batches_table)
                 .where(
@@ -190,6 +202,7 @@ class BatchTable:
                 connection,
                 run_id=batch.run_id,
                 batch_id=batch.id,
+                number=batch.number,
                 at=now,
                 kind=event,
                 source=batch.state,
@@ -198,6 +211,7 @@ class BatchTable:
             )
             return after
 
+    @repeated
     def note(self, batch: BatchRecord, token: str, *, now: float, **facts: Any) -> None:
         """Records facts that change no state: counts after a poll. A lost lease is an error."""
         table = batches_table.c
@@ -337,8 +351,7 @@ def _refusal(
 def _event_data(
     facts: Mapping[str, Any], children: Sequence[NewBatch], failures: Sequence[Failure]
 ) -> dict[str, Any]:
-    shown = ("label", "remote_name", "part", "succeeded", "failed", "error", "attempt")
-    data = {name: facts[name] for name in shown if facts.get(name) is not None}
+    data = {name: facts[name] for name in _SHOWN if facts.get(name) is not None}
     if children:
         data["children"] = len(children)
     if failures:

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from embatch.errors import JournalError
+from embatch.journal.chronicle import open_lines, tell
 from embatch.journal.connecting import open_engine, shown_url
 from embatch.journal.refusals import is_transient, reason
 from embatch.journal.revisions import SCHEMA_REVISION, find_revision, refuse_newer
@@ -71,7 +72,8 @@ class Database:
             transaction = options.begin()
             try:
                 if run_id is not None:
-                    self._take_turn(options, run_id)
+                    self.take_turn(options, run_id)
+                lines = open_lines(options)
                 yield options
             except BaseException:
                 # A connection that is gone has undone the transaction itself.
@@ -80,8 +82,10 @@ class Database:
                 raise
             with _translated("the journal did not say whether it kept the last change"):
                 transaction.commit()
+        tell(lines)
 
-    def _take_turn(self, connection: Connection, run_id: str) -> None:
+    def take_turn(self, connection: Connection, run_id: str) -> None:
+        """Waits, in a transaction that did not name it at first, until no other writes the run."""
         if connection.dialect.name == "postgresql":
             found = connection.execute(_TURN, {"run_id": run_id}).scalar()
         else:

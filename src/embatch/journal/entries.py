@@ -134,9 +134,9 @@ def cancel_batches(connection: Connection, run_id: str, now: float) -> None:
             update(batches_table)
             .where(table.run_id == run_id, table.state == source.value)
             .values(state=BatchState.CANCELLED.value, updated_at=now, finished_at=now, **no_lease)
-            .returning(table.id, table.label)
+            .returning(table.id, table.number, table.label)
         ).all()
-        for batch_id, label in rows:
+        for batch_id, number, label in rows:
             if label is not None:
                 void(connection, label, now)
                 void(connection, audit_ref(label), now)
@@ -144,6 +144,7 @@ def cancel_batches(connection: Connection, run_id: str, now: float) -> None:
                 connection,
                 run_id=run_id,
                 batch_id=batch_id,
+                number=number,
                 at=now,
                 kind=BatchEvent.RUN_CANCELLED,
                 source=source,

@@ -107,13 +107,12 @@ class MeasureTable:
         outbox, event = notifications_table.c, events_table.c
         settled, open_ = ledger.state == "settled", ledger.state == "reserved"
         with self._database.read() as connection:
-            failed = dict(
-                connection.execute(
+            failed = {
+                run_id: int(count)
+                for run_id, count in connection.execute(
                     select(failures_table.c.run_id, func.count()).group_by(failures_table.c.run_id)
                 )
-                .tuples()
-                .all()
-            )
+            }
             runs = connection.execute(
                 select(
                     *(runs_table.c[name] for name in ("id", "state", "space", "tags", "rows")),
@@ -167,7 +166,7 @@ class MeasureTable:
                     tags=run.tags,
                     rows=run.rows,
                     created_at=run.created_at,
-                    failed=int(failed.get(run.id, 0)),
+                    failed=failed.get(run.id, 0),
                 )
                 for run in runs
             ),

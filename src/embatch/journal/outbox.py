@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, or_, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from embatch import errors
 from embatch.journal.database import Database
@@ -156,11 +167,13 @@ class OutboxTable:
                 )
             return changed.rowcount == 1
 
-    def counts(self, run_id: str | None = None) -> OutboxCounts:
-        """What waits and what was given up, of a run or of all."""
+    def counts(
+        self, run_id: str | None = None, *, ways: Collection[Way] = ("webhook", "apprise")
+    ) -> OutboxCounts:
+        """What waits and what was given up, of a run or of all; of what goes by `ways` alone."""
         table = notifications_table.c
         mine = [] if run_id is None else [table.run_id == run_id]
-        open_ones = [table.delivered_at.is_(None), *mine]
+        open_ones = [table.delivered_at.is_(None), _goes_by(ways), *mine]
         with self._database.read() as connection:
             now = self._database.lease_now(connection)
             waiting, given_up, next_at = connection.execute(
@@ -188,7 +201,7 @@ class OutboxTable:
 
         `facts` go into the message and into the run's history. Gives whether it is news.
         """
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             told = _last(connection, run_id, "stuck")
             if told is not None and told >= since:
                 return False
@@ -198,7 +211,7 @@ class OutboxTable:
 
     def tell_low_success(self, run_id: str, *, facts: Mapping[str, Any], now: float) -> bool:
         """Tells that too few rows of a run succeed, once until it is begun anew."""
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             return _tell_low(connection, _run(connection, run_id), facts, now)
 
     def _end(self, sent: Notification, *, delivered: bool, error: str | None) -> bool:
@@ -378,4 +391,4 @@ def _goes_by(ways: Collection[Way]) -> ColumnElement[bool]:
     target = func.lower(notifications_table.c.target)
     webhook = or_(target.like("http://%"), target.like("https://%"))
     wanted = {"webhook": webhook, "apprise": ~webhook}
-    return or_(*(wanted[way] for way in ways))
+    return or_(false(), *(wanted[way] for way in ways))

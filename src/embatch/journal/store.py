@@ -19,6 +19,7 @@ from embatch.journal.measures import MeasureTable
 from embatch.journal.outbox import OutboxTable, enter_transition
 from embatch.journal.quotas import QuotaTable
 from embatch.journal.records import AdoptedPart, EventRecord, Failure, RunRecord
+from embatch.journal.refusals import repeated
 from embatch.journal.rows import record_event, run_record
 from embatch.journal.schema import events_table, failures_table, runs_table
 from embatch.journal.views import ViewTable
@@ -58,6 +59,7 @@ class Journal:
 
     # Runs
 
+    @repeated
     def create_run(
         self,
         *,
@@ -75,7 +77,7 @@ class Journal:
 
         `adopted` are parts found in its output, entered with it as published batches.
         """
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             found = _find_run(connection, run_id)
             if found is not None:
                 return found
@@ -141,17 +143,19 @@ class Journal:
         wanted = (tags or {}).items()
         return [record for record in records if wanted <= record.tags.items()]
 
+    @repeated
     def update_run(self, run_id: str, *, now: float, **values: Any) -> RunRecord:
         """Changes what may change between starts; states change by `transition_run` alone."""
         refused = values.keys() - {"config", "name", "tags", "priority", "rows", "plan", "error"}
         if refused:
             raise JournalError(f"a run's {', '.join(sorted(refused))} is not changed like this")
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             connection.execute(
                 update(runs_table).where(runs_table.c.id == run_id).values(updated_at=now, **values)
             )
             return _need_run(connection, run_id)
 
+    @repeated
     def transition_run(
         self,
         run_id: str,
@@ -171,7 +175,7 @@ class Journal:
         guard = [runs_table.c.id == run_id, runs_table.c.state == expected.value]
         if token is not None:
             guard.append(runs_table.c.lease_token == token)
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             changed = connection.execute(
                 update(runs_table).where(*guard).values(state=target.value, updated_at=now, **facts)
             )
@@ -180,14 +184,22 @@ class Journal:
                 raise TransitionRefusedError(
                     f"run {run_id} is {run.state}, not {expected}: {event} does not apply"
                 )
+            code = facts.get("error_code")
             record_event(
-                connection, run_id=run_id, at=now, kind=event, source=expected, target=target
+                connection,
+                run_id=run_id,
+                at=now,
+                kind=event,
+                source=expected,
+                target=target,
+                data=None if code is None else {"error_code": code},
             )
             enter_transition(connection, run, event, now)
             if event is RunEvent.CANCELLED:
                 cancel_batches(connection, run_id, now)
             return run
 
+    @repeated
     def begin_watch(self, run_id: str, *, now: float, every_s: float) -> bool:
         """The provider's list may be walked for jobs held absent: nobody has in `every_s`."""
         table = runs_table.c
@@ -198,9 +210,10 @@ class Journal:
             )
             return changed.rowcount == 1
 
+    @repeated
     def delete_run(self, run_id: str) -> None:
         """Forgets a run with its batches, failures and events. Its output stays."""
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             connection.execute(delete(runs_table).where(runs_table.c.id == run_id))
 
     # Failures and events
@@ -238,6 +251,7 @@ class Journal:
                     found[values["row"]] = Failure(**values)
         return found
 
+    @repeated
     def add_event(
         self,
         run_id: str,
@@ -248,7 +262,7 @@ class Journal:
         data: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes a line into a run's history that is no change of state."""
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             record_event(connection, run_id=run_id, at=now, kind=kind, batch_id=batch_id, data=data)
 
     def events(self, run_id: str, *, after_id: int = 0, limit: int = 200) -> list[EventRecord]:

@@ -60,8 +60,8 @@ class Outbox(Protocol):
         """It did not arrive this time."""
         ...
 
-    def counts(self, run_id: str | None = None) -> Counts:
-        """What waits."""
+    def counts(self, run_id: str | None = None, *, ways: Collection[Way] = ...) -> Counts:
+        """What waits, of what goes by `ways`."""
         ...
 
 
@@ -113,14 +113,22 @@ class Courier:
         Does not wait for those whose next attempt is later than that.
         """
         deadline = time.monotonic() + wait_s
-        while True:
-            counts = self._outbox.counts(run_id)
+        ways = tuple(self._senders)
+        while self._thread.is_alive():
+            counts = self._outbox.counts(run_id, ways=ways)
             left = deadline - time.monotonic()
-            later = counts.next_in_s is None or counts.next_in_s > left
-            if not counts.waiting or later or not self._senders or not self._thread.is_alive():
-                return counts.waiting
+            if not counts.waiting or counts.next_in_s is None or counts.next_in_s > left:
+                break
             self._wake.set()
             time.sleep(min(0.05, max(0.0, left)))
+        waiting = self._outbox.counts(run_id).waiting
+        if waiting:
+            log.warning(
+                "run %s: %d of its notifications have not arrived; the next process that works on "
+                "this journal tries on: embatch resume %s",
+                *(run_id, waiting, run_id),
+            )
+        return waiting
 
     def _loop(self) -> None:
         look_at = 0.0
