@@ -55,7 +55,7 @@ class DueTable:
             if run is None or (states := _moving(run.state)) is None:
                 return None
             gate = Gate.of(connection, run.id)
-            moves = table.state.in_(states)
+            moves: ColumnElement[bool] = table.state.in_(states)
             if gate.audit_rows is not None and run.state != RunState.PARKED:
                 moves = or_(moves, gate.audited_too_little())
             token = secrets.token_hex(8)

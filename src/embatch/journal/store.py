@@ -10,7 +10,9 @@ from embatch.errors import JournalError, NotFoundError, TransitionRefusedError
 from embatch.journal.audits import AuditTable
 from embatch.journal.batches import BatchTable
 from embatch.journal.calibrations import CalibrationTable
+from embatch.journal.changes import ChangeWatch
 from embatch.journal.database import Database
+from embatch.journal.dues import DueTable
 from embatch.journal.entries import cancel_batches, enter_adopted
 from embatch.journal.jobs import JobTable
 from embatch.journal.leases import LeaseTable
@@ -38,6 +40,7 @@ class Journal:
         self.id = database.journal_id
         self.batches = BatchTable(database)
         self.leases = LeaseTable(database)
+        self.dues = DueTable(database)
         self.jobs = JobTable(database)
         self.audits = AuditTable(database)
         self.ledger = LedgerTable(database)
@@ -56,6 +59,10 @@ class Journal:
     def close(self) -> None:
         """Closes the database. Safe to call twice."""
         self._database.close()
+
+    def watch(self) -> ChangeWatch:
+        """Tells again and again what has changed since the last look."""
+        return ChangeWatch(self._database)
 
     # Runs
 
