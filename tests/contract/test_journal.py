@@ -1,6 +1,5 @@
 """The journal's contract: guarded states, leases, all-or-nothing entries. One suite a database."""
 
-import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from embatch.errors import (
     ConfigError,
@@ -17,6 +17,7 @@ from embatch.errors import (
     NotFoundError,
     TransitionRefusedError,
 )
+from embatch.journal.connecting import open_engine
 from embatch.journal.database import Database
 from embatch.journal.leases import Claim
 from embatch.journal.records import Failure, NewBatch
@@ -31,11 +32,12 @@ from embatch.types.state import (
 )
 
 NOW = 1_000.0
+NEWER = r"schema 9999, this embatch knows \d{4}: update embatch"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'journal.db'}"
+def url(journal_url: str) -> str:
+    return journal_url
 
 
 @pytest.fixture
@@ -137,44 +139,37 @@ def test_only_one_process_plans(journal: Journal) -> None:
     assert journal.leases.claim_planning("r1", owner="other", lease_s=60) is not None
 
 
+def path_to(state: BatchState) -> list[BatchState]:
+    """The shortest way from `planned` along the table, `state` the last."""
+    paths = {BatchState.PLANNED: [BatchState.PLANNED]}
+    while state not in paths:
+        for (source, _), target in BATCH_TRANSITIONS.items():
+            if source in paths and target not in paths:
+                paths[target] = [*paths[source], target]
+    return paths[state]
+
+
 @pytest.mark.parametrize("state", list(BatchState))
-def test_the_database_obeys_the_transition_table(state: BatchState, tmp_path: Path) -> None:
+def test_the_database_obeys_the_transition_table(
+    state: BatchState, journal: Journal, url: str
+) -> None:
     """A trigger refuses what types.state does not hold, even from outside embatch."""
-    path = tmp_path / "j.db"
-    journal = Journal.open(f"sqlite:///{path}")
-    token = start(journal)
-    plan(journal, token, embed())
-    journal.close()
-    with sqlite3.connect(path) as raw:
-        raw.execute("DROP TRIGGER batches_state_guard")
-        raw.execute("UPDATE batches SET state = ?", (state.value,))
-        raw.commit()
-    raw.close()
-    _restore_guard(path)
+    plan(journal, start(journal), embed())
     allowed = {target for (source, _), target in BATCH_TRANSITIONS.items() if source is state}
-    raw = sqlite3.connect(path)
+    move = text("UPDATE batches SET state = :state")
+    outside = open_engine(url)
+    for step in path_to(state):
+        with outside.begin() as raw:
+            raw.execute(move, {"state": step.value})
     for target in BatchState:
-        raw.execute("BEGIN")
-        if target in allowed or target is state:
-            raw.execute("UPDATE batches SET state = ?", (target.value,))
-        else:
-            with pytest.raises(sqlite3.IntegrityError, match="cannot change its state"):
-                raw.execute("UPDATE batches SET state = ?", (target.value,))
-        raw.execute("ROLLBACK")
-    raw.close()
-
-
-def _restore_guard(path: Path) -> None:
-    fresh = Journal.open(f"sqlite:///{path.with_name('fresh.db')}")
-    fresh.close()
-    with sqlite3.connect(path.with_name("fresh.db")) as source:
-        (sql,) = source.execute(
-            "SELECT sql FROM sqlite_master WHERE name = 'batches_state_guard'"
-        ).fetchone()
-    source.close()
-    with sqlite3.connect(path) as target:
-        target.execute(sql)
-    target.close()
+        with outside.connect() as raw:
+            if target in allowed or target is state:
+                raw.execute(move, {"state": target.value})
+            else:
+                with pytest.raises(DBAPIError, match="batch cannot change"):
+                    raw.execute(move, {"state": target.value})
+            raw.rollback()
+    outside.dispose()
 
 
 def test_a_transition_needs_the_state_that_was_read(journal: Journal) -> None:
@@ -331,10 +326,10 @@ def test_threads_never_share_a_batch(journal: Journal) -> None:
 )
 @given(events=st.lists(st.sampled_from(list(BatchEvent)), max_size=14))
 def test_any_sequence_of_events_follows_the_table(
-    events: list[BatchEvent], tmp_path_factory: pytest.TempPathFactory
+    events: list[BatchEvent], journal: Journal
 ) -> None:
     """Whatever is tried, the journal holds the state that the table leads to."""
-    journal = Journal.open(f"sqlite:///{tmp_path_factory.mktemp('j') / 'journal.db'}")
+    journal.delete_run("r1")
     plan(journal, start(journal), embed())
     held = claimed(journal)
     batch, expected = held.batch, BatchState.PLANNED
@@ -347,7 +342,6 @@ def test_any_sequence_of_events_follows_the_table(
             batch = journal.batches.transition(batch, held.token, event, now=NOW)
             expected = target
         assert journal.batches.get(batch.id).state is expected
-    journal.close()
 
 
 def test_run_transitions_are_guarded(journal: Journal) -> None:
@@ -387,12 +381,25 @@ def test_forgetting_a_run_leaves_nothing_of_it(journal: Journal, url: str) -> No
 
 def test_a_newer_journal_is_refused(url: str, journal: Journal) -> None:
     """An older embatch does not touch a journal that it does not understand."""
-    journal.close()
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as raw:
-        raw.execute("UPDATE alembic_version SET version_num = '9999'")
-    raw.close()
-    with pytest.raises(JournalError, match="update embatch"):
+    outside = open_engine(url)
+    with outside.begin() as raw:
+        raw.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    outside.dispose()
+    with pytest.raises(JournalError, match=NEWER):
         Journal.open(url)
+
+
+def test_a_journal_that_grows_newer_is_refused_to_those_who_have_it_open(
+    url: str, journal: Journal
+) -> None:
+    """A process that worked on before another brought the schema up takes no step after."""
+    plan(journal, start(journal), embed())
+    outside = open_engine(url)
+    with outside.begin() as raw:
+        raw.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    outside.dispose()
+    with pytest.raises(JournalError, match=NEWER):
+        claim(journal)
 
 
 def test_a_file_that_is_no_journal_is_named(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +26,8 @@ PART = {"part": "p", "part_sha256": "s", "part_rows": 4, "part_row_min": 0, "par
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    opened = Journal.open(f"sqlite:///{tmp_path / 'journal.db'}")
+def journal(journal_url: str) -> Iterator[Journal]:
+    opened = Journal.open(journal_url)
     yield opened
     opened.close()
 

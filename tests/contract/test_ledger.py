@@ -3,7 +3,6 @@
 import multiprocessing
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,8 +21,8 @@ TO_A_JOB = (BatchEvent.UPLOAD_FINISHED, BatchEvent.SUBMIT_INTENDED)
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'journal.db'}"
+def url(journal_url: str) -> str:
+    return journal_url
 
 
 @pytest.fixture
@@ -413,10 +412,10 @@ def test_an_audit_of_several_calls_draws_on_one_reservation(journal: Journal) ->
 def test_spent_and_open_never_pass_the_cap(
     cap: float,
     moves: list[tuple[str, int, float, int]],
-    tmp_path_factory: pytest.TempPathFactory,
+    journal: Journal,
 ) -> None:
     """Whatever is bought in whatever order, and however it ends."""
-    journal = Journal.open(f"sqlite:///{tmp_path_factory.mktemp('j') / 'journal.db'}")
+    journal.delete_run("r1")
     ((batch, _),) = start(journal, cap)
     open_refs: set[str] = set()
     for number, (what, which, usd, tokens) in enumerate(moves):
@@ -439,7 +438,6 @@ def test_spent_and_open_never_pass_the_cap(
         except BudgetExceededError:
             pass
         assert sum(journal.ledger.committed("r1")) <= cap + 1e-9
-    journal.close()
 
 
 def _buy(url: str, name: str, times: int, begin: "threading.Barrier | None" = None) -> None:

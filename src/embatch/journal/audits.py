@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from embatch.journal.database import Database
+from embatch.journal.refusals import repeated
 from embatch.journal.rows import record_event
 from embatch.journal.schema import audits_table, batches_table, runs_table
 from embatch.types.state import BATCH_TRANSITIONS, BatchEvent
@@ -91,9 +92,10 @@ class AuditTable:
             ).first()
         return found is not None
 
+    @repeated
     def record(self, run_id: str, rows: Sequence[AuditedRow], *, audit_rows: int) -> None:
         """Keeps evidence outside of any change of state, and raises the run's audits."""
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             _enter(connection, rows)
             raise_audits(run_id, audit_rows)(connection)
 

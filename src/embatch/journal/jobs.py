@@ -1,7 +1,7 @@
 """Every remote job that was ever asked for, by its label: one may turn up long after its batch
 went on, and all that are unfinished share the provider's quota."""
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -13,6 +13,7 @@ from embatch.journal.database import Database
 from embatch.journal.ledger import reopen
 from embatch.journal.quotas import wake_waiting
 from embatch.journal.records import BatchRecord
+from embatch.journal.refusals import repeated
 from embatch.journal.rows import record_event
 from embatch.journal.schema import batches_table, jobs_table, runs_table
 from embatch.types.state import BatchEvent, BatchState
@@ -168,12 +169,13 @@ class JobTable:
             rows = connection.execute(query.order_by(table.intended_at)).mappings()
             return [JobRecord(**row) for row in rows]
 
+    @repeated
     def turned_up(self, job: JobRecord, name: str, state: JobMark, *, now: float) -> bool:
         """A job that was held absent is there after all, and counts in its run from now on.
 
         Gives whether it was held absent still: its batch may have taken it over by now.
         """
-        with self._database.write() as connection:
+        with self._database.write(job.run_id) as connection:
             facts = {"remote_name": name}
             if not _mark(connection, job.label, state, now, facts, expected="absent"):
                 return False
@@ -195,6 +197,10 @@ class JobTable:
         changed = [job for job in strays if job.occupies is not (job.label in seen)]
         if not changed:
             return
+        self._count(changed, now)
+
+    @repeated
+    def _count(self, changed: Sequence[JobRecord], now: float) -> None:
         table = jobs_table.c
         with self._database.write() as connection:
             for job in changed:
@@ -206,6 +212,7 @@ class JobTable:
             for scope in {job.scope for job in changed if job.occupies}:
                 wake_waiting(connection, scope, now)
 
+    @repeated
     def mark(self, label: str, state: JobMark, *, now: float, **facts: str) -> None:
         """Notes what was learned of a job outside its batch's steps."""
         with self._database.write() as connection:

@@ -1,7 +1,7 @@
 """Leases: who works on a batch or plans a run, until when, and what happens when they die."""
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from embatch.journal.database import Database
 from embatch.journal.gates import Gate
 from embatch.journal.outbox import enter_person
 from embatch.journal.records import BatchRecord
+from embatch.journal.refusals import repeated
 from embatch.journal.rows import batch_record
 from embatch.journal.schema import batches_table, events_table, runs_table
 from embatch.types.state import FINAL_BATCH_STATES, BatchState, RunState
@@ -63,6 +64,7 @@ class LeaseTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @repeated
     def claim_step(
         self,
         run_id: str,
@@ -73,15 +75,16 @@ class LeaseTable:
         max_in_flight: int,
         max_ahead: int | None = None,
         parked: bool = False,
+        new_only: bool = False,
     ) -> Claim | None:
         """The next batch of a run that is due for a step, leased; None when none is.
 
         Batches under way come before new ones, those first whose results the provider lets go of
-        soon; new ones only while fewer than `max_in_flight`
+        soon; with `new_only` they are left to others. New ones only while fewer than `max_in_flight`
         occupy the provider, and of these fewer than `max_ahead` wait for their create; copies only
         when no unfinished batch may still own their texts. Of a `parked` run nothing is sent.
         """
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             lease_now = self._database.lease_now(connection)
             free = _free(batches_table, lease_now)
             table = batches_table.c
@@ -91,13 +94,15 @@ class LeaseTable:
             )
             planned = table.state == BatchState.PLANNED.value
             gate = Gate.of(connection, run_id)
-            found = connection.execute(
-                select(table.id)
-                .where(mine, table.state.in_(_SENT if parked else _ACTIVE))
-                .order_by(*_soonest_lost(now), table.next_at, table.number)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            ).scalar()
+            found = None
+            if not new_only:
+                found = connection.execute(
+                    select(table.id)
+                    .where(mine, table.state.in_(_SENT if parked else _ACTIVE))
+                    .order_by(*_soonest_lost(now), table.next_at, table.number)
+                    .limit(1)
+                    .with_for_update(skip_locked=True)
+                ).scalar()
             if found is None and gate.audit_rows is not None:
                 found = connection.execute(
                     select(table.id)
@@ -141,6 +146,7 @@ class LeaseTable:
             ).one_or_none()
             return None if row is None else Claim(batch=batch_record(row), token=token)
 
+    @repeated
     def claim_batch(self, batch_id: int, *, owner: str, lease_s: float) -> Claim | None:
         """This very batch, leased whatever it waits for; None while a process works on it."""
         with self._database.write() as connection:
@@ -154,6 +160,7 @@ class LeaseTable:
             ).one_or_none()
             return None if row is None else Claim(batch=batch_record(row), token=token)
 
+    @repeated
     def release(
         self,
         batch_id: int,
@@ -165,6 +172,9 @@ class LeaseTable:
     ) -> None:
         """Gives a batch back, due again at `next_at`. A lease lost meanwhile is left alone."""
         with self._database.write() as connection:
+            if blocked_reason == "person":
+                run_id = select(batches_table.c.run_id).where(batches_table.c.id == batch_id)
+                self._database.take_turn(connection, str(connection.execute(run_id).scalar()))
             changed = connection.execute(
                 update(batches_table)
                 .where(batches_table.c.id == batch_id, batches_table.c.lease_token == token)
@@ -180,6 +190,7 @@ class LeaseTable:
             if changed.rowcount == 1 and blocked_reason == "person":
                 enter_person(connection, batch_id, blocked_detail, next_at)
 
+    @repeated
     def claim_planning(self, run_id: str, *, owner: str, lease_s: float) -> str | None:
         """Leases the planning of a run; None while another process plans it."""
         with self._database.write() as connection:
@@ -192,6 +203,7 @@ class LeaseTable:
             )
             return token if changed.rowcount == 1 else None
 
+    @repeated
     def release_planning(self, run_id: str, token: str) -> None:
         """Gives the planning of a run back. A lease lost meanwhile is left alone."""
         with self._database.write() as connection:
@@ -204,8 +216,11 @@ class LeaseTable:
     def renew(self, tokens: Iterable[str], *, lease_s: float) -> None:
         """Holds leases for another `lease_s` seconds. Raises LeaseLostError if one is gone."""
         wanted = list(tokens)
-        if not wanted:
-            return
+        if wanted:
+            self._renew(wanted, lease_s)
+
+    @repeated
+    def _renew(self, wanted: Sequence[str], lease_s: float) -> None:
         with self._database.write() as connection:
             until = self._database.lease_now(connection) + lease_s
             held = 0
@@ -218,6 +233,7 @@ class LeaseTable:
         if held != len(wanted):
             raise LeaseLostError("a lease was taken over by another process: its step is void")
 
+    @repeated
     def release_dead(self, is_known_dead: Callable[[str], bool]) -> int:
         """Frees at once what processes held that have ended. Gives the number of leases freed."""
         freed = 0

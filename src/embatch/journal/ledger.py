@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, case, exists, func, or_, select, text, update
+from sqlalchemy import Connection, and_, case, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -21,10 +21,10 @@ from embatch.journal.purchases import (
     PurchaseKind,
     dollars,
 )
+from embatch.journal.rows import sooner
 from embatch.journal.schema import batches_table, jobs_table, ledger_table, runs_table
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
-_LOCK: Final = text("SELECT pg_advisory_xact_lock(hashtext(:run_id))")
 ROUNDING_USD: Final = 1e-12
 """What sums of dollars may be off by."""
 _AT_REST: Final = tuple(
@@ -49,12 +49,12 @@ def settlement(ref: str, bought: Bought, *, now: float) -> Change:
 def reserve(connection: Connection, purchases: Sequence[Purchase], now: float) -> None:
     """Enters purchases at their bounds, if the run's cap bears all of them together.
 
-    No two processes can pass the cap between them: they wait for one another's transaction.
+    No two processes can pass the cap between them: the caller has the run's turn
+    (`Database.write`).
     """
     if not purchases:
         return
     run_id = purchases[0].run_id
-    _lock(connection, run_id)
     given_back = [ref for one in purchases for ref in (one.ref, one.replaces) if ref is not None]
     rests = [_rest_of(connection, one) for one in purchases]
     cap = _cap(connection, run_id)
@@ -170,12 +170,6 @@ def close_abandoned(connection: Connection, batch_id: int, kind: PurchaseKind, n
         .returning(table.rows)
     ).scalars()
     return sum(rows)
-
-
-def _lock(connection: Connection, run_id: str) -> None:
-    # A write transaction of SQLite holds the whole file already.
-    if connection.dialect.name == "postgresql":
-        connection.execute(_LOCK, {"run_id": run_id})
 
 
 def _cap(connection: Connection, run_id: str) -> float | None:
@@ -319,13 +313,10 @@ def wake(connection: Connection, run_id: str | None, now: float) -> None:
     """Has batches that wait for money tried again at once."""
     table = batches_table.c
     if run_id is not None:
-        connection.execute(
-            update(batches_table)
-            .where(
-                table.run_id == run_id,
-                table.state.not_in([state.value for state in FINAL_BATCH_STATES]),
-                table.next_at > now,
-                table.blocked_reason == "budget",
-            )
-            .values(next_at=now)
+        waits = and_(
+            table.run_id == run_id,
+            table.blocked_reason == "budget",
+            table.next_at > now,
+            table.state.not_in([state.value for state in FINAL_BATCH_STATES]),
         )
+        connection.execute(sooner(waits, now))

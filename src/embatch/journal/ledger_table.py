@@ -17,6 +17,7 @@ from embatch.journal.ledger import (
     wake,
 )
 from embatch.journal.purchases import Bought, KindSums, LedgerLine, Purchase, PurchaseKind
+from embatch.journal.refusals import repeated
 from embatch.journal.schema import ledger_table
 from embatch.journal.sums import sum_ledger
 
@@ -27,11 +28,15 @@ class LedgerTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @repeated
     def reserve(self, *purchases: Purchase, now: float) -> None:
         """Reserves purchases that go with no change of state; raises BudgetExceededError."""
-        with self._database.write() as connection:
+        if not purchases:
+            return
+        with self._database.write(purchases[0].run_id) as connection:
             reserve(connection, purchases, now)
 
+    @repeated
     def begin_call(self, purchase: Purchase, *, used: int = 0, now: float) -> None:
         """Reserves an interactive call; raises BudgetExceededError.
 
@@ -40,23 +45,26 @@ class LedgerTable:
         use: those of its batch's direct calls, and the purchase's own `rows_again`, less the
         `used` ones, whose answers are in hand.
         """
-        with self._database.write() as connection:
+        with self._database.write(purchase.run_id) as connection:
             if purchase.batch_id is not None:
                 close_abandoned(connection, purchase.batch_id, purchase.kind, now)
                 if purchase.kind == "direct":
                     purchase = _with_lost(connection, purchase, purchase.batch_id, used)
             reserve(connection, [purchase], now)
 
+    @repeated
     def settle(self, ref: str, bought: Bought, *, now: float) -> None:
         """Settles a purchase outside of any change of state."""
         with self._database.write() as connection:
             settle(connection, ref, bought, now)
 
+    @repeated
     def void(self, ref: str, *, now: float) -> None:
         """Strikes out a reservation outside of any change of state."""
         with self._database.write() as connection:
             void(connection, ref, now)
 
+    @repeated
     def tighten(self, ref: str, tokens: int, *, now: float) -> None:
         """An open purchase cannot cost more than `tokens`, as its results tell by now."""
         table = ledger_table.c
@@ -72,6 +80,7 @@ class LedgerTable:
             ).scalar()
             wake(connection, run_id, now)
 
+    @repeated
     def settle_beside(self, label: str, rows: int, *, now: float) -> None:
         """A job that its batch went on without has ended: `rows` of it were billed once more."""
         table = ledger_table.c
@@ -93,9 +102,10 @@ class LedgerTable:
             )
             settle_unseen(connection, label, now)
 
+    @repeated
     def wake(self, run_id: str, *, now: float) -> None:
         """Has batches that wait for money tried again: there may be more of it."""
-        with self._database.write() as connection:
+        with self._database.write(run_id) as connection:
             wake(connection, run_id, now)
 
     def may_free(self, run_id: str) -> bool:

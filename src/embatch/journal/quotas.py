@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Update, and_, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from embatch.journal.database import Database
+from embatch.journal.refusals import repeated
+from embatch.journal.rows import sooner
 from embatch.journal.schema import batches_table, jobs_table, quotas_table, runs_table
 from embatch.types.state import FINAL_RUN_STATES, BatchState, RunState
 
@@ -73,6 +75,7 @@ class QuotaTable:
         """What `change` does, in the transaction of a change of state (`also=`)."""
         return lambda connection: _change(connection, scope, decide, now)
 
+    @repeated
     def change(self, scope: str, decide: Decide, *, now: float) -> None:
         """Changes a belief. Nobody else can between the reading and the writing."""
         with self._database.write() as connection:
@@ -102,21 +105,20 @@ class QuotaTable:
             ).one()
         return bool(unsent_ones) and not held
 
+    @repeated
     def look_sooner(self, run_id: str, *, by: float) -> None:
         """Has the jobs of a run looked at no later than `by`: another waits for one to end."""
         table = batches_table.c
         with self._database.write() as connection:
-            connection.execute(
-                update(batches_table)
-                .where(
-                    table.run_id == run_id,
-                    table.state == BatchState.SUBMITTED.value,
-                    table.next_at > by,
-                    table.blocked_reason.is_(None),
-                )
-                .values(next_at=by)
+            running = and_(
+                table.run_id == run_id,
+                table.state == BatchState.SUBMITTED.value,
+                table.next_at > by,
+                table.blocked_reason.is_(None),
             )
+            connection.execute(sooner(running, by))
 
+    @repeated
     def wake(self, run_id: str, *, now: float) -> None:
         """Lets the batches of a run that wait for quota try at once."""
         with self._database.write() as connection:
@@ -140,18 +142,14 @@ def wake_waiting(connection: Connection, scope: str, now: float) -> None:
     connection.execute(_waking(there, now))
 
 
-def _waking(where: ColumnElement[bool], now: float) -> Any:
+def _waking(where: ColumnElement[bool], now: float) -> Update:
     table = batches_table.c
-    return (
-        update(batches_table)
-        .where(
-            where,
-            table.state == BatchState.UPLOADED.value,
-            table.blocked_reason == "quota",
-            table.next_at > now,
-        )
-        .values(next_at=now)
+    waits = and_(
+        table.state == BatchState.UPLOADED.value,
+        table.blocked_reason == "quota",
+        table.next_at > now,
     )
+    return sooner(and_(waits, where), now)
 
 
 def _believed(connection: Connection, scope: str, *, lock: bool = False) -> Mapping[str, Any]:
@@ -167,14 +165,18 @@ def _change(connection: Connection, scope: str, decide: Decide, now: float) -> N
     believed = _believed(connection, scope, lock=True)
     ruling = decide(believed, _occupancy(connection, scope, now))
     if ruling.cancelled_are_free:
-        connection.execute(
-            update(jobs_table)
+        # One that another transaction is changing is seen by the next ruling.
+        cancelled = (
+            select(jobs_table.c.label)
             .where(
                 jobs_table.c.scope == scope,
                 jobs_table.c.state == "cancelled",
                 jobs_table.c.occupies,
             )
-            .values(occupies=False)
+            .with_for_update(skip_locked=True)
+        )
+        connection.execute(
+            update(jobs_table).where(jobs_table.c.label.in_(cancelled)).values(occupies=False)
         )
     if ruling.belief != believed:
         connection.execute(
