@@ -12,8 +12,9 @@ from typing import Final
 from embatch.api import Run
 from embatch.config import Settings
 from embatch.dashboard.events import ASKED
+from embatch.dashboard.facts import ActionName, Choice, Offer
 from embatch.dashboard.rows import title_of
-from embatch.dashboard.views import ActionName, Choice, ConfirmPage, Offer
+from embatch.dashboard.views import ConfirmPage
 from embatch.environment import Environment
 from embatch.errors import EmbatchError, InvalidRequestError
 from embatch.hooks import Hooks

@@ -5,16 +5,10 @@ from typing import Final
 
 from embatch.dashboard import actions
 from embatch.dashboard.events import PER_PAGE, timeline
-from embatch.dashboard.rows import title_of
+from embatch.dashboard.facts import Attempt, AuditFacts, Bill, Timing, Tone
+from embatch.dashboard.rows import need_run, title_of
 from embatch.dashboard.run_page import EXAMPLES, groups_of, next_step
-from embatch.dashboard.views import (
-    Attempt,
-    AuditFacts,
-    BatchPage,
-    Bill,
-    Timing,
-    Tone,
-)
+from embatch.dashboard.views import BatchPage
 from embatch.journal.audits import AuditedRow
 from embatch.journal.purchases import LedgerLine
 from embatch.journal.records import BatchRecord
@@ -37,7 +31,7 @@ def read_batch(
     journal: Journal, run_id: str, number: int, *, before: int | None, now: float
 ) -> BatchPage:
     """The page of a batch; NotFoundError when the run does not have it."""
-    run = journal.get_run(run_id)
+    run = need_run(journal, run_id)
     batch = journal.batches.numbered(run.id, number)
     views = journal.views
     previous, following = views.neighbours(run.id, number)

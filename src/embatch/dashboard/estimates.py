@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from embatch.dashboard.views import Eta
+from embatch.dashboard.facts import Eta
 
 WINDOWS: Final = (5, 10, 20, 40, 60)
 """Batches over whose ends a pace is taken; the range is that of these paces."""

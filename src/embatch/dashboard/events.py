@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from embatch.dashboard.views import EventLine, Timeline, Tone
+from embatch.dashboard.facts import EventLine, Timeline, Tone
 from embatch.journal.views import NumberedEvent
 
 PER_PAGE: Final = 40

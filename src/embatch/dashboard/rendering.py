@@ -9,7 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from embatch.dashboard import drawing
-from embatch.dashboard.views import Frame, Grid, RunRow, Series, View
+from embatch.dashboard.facts import Grid, RunRow, Series
+from embatch.dashboard.views import Frame, View
 from embatch.journal.purchases import dollars
 
 UNKNOWN: Final = "—"

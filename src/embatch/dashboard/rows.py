@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Final
 
-from embatch.dashboard.views import RunRow, RunsPage, Tone
+from embatch.dashboard.facts import RunRow, Tone
+from embatch.dashboard.views import RunsPage
+from embatch.errors import NotFoundError
 from embatch.journal.overview import RunSums
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
@@ -74,6 +76,14 @@ def read_runs(
         pages=max(1, -(-found.matching // PER_PAGE)),
         per_page=PER_PAGE,
     )
+
+
+def need_run(journal: Journal, run_id: str) -> RunRecord:
+    """The run with exactly this id; NotFoundError where the journal has none."""
+    found = journal.find_run(run_id)
+    if found is None:
+        raise NotFoundError(f"no run {run_id} in this journal")
+    return found
 
 
 def row_of_status(status: RunStatus, spark: Sequence[int]) -> RunRow:

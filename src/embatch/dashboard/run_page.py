@@ -6,8 +6,7 @@ from typing import Any, Final
 from embatch.dashboard import actions
 from embatch.dashboard.estimates import eta_of
 from embatch.dashboard.events import PER_PAGE, timeline
-from embatch.dashboard.rows import SPARK_STEPS, row_of_status
-from embatch.dashboard.views import (
+from embatch.dashboard.facts import (
     GRID_LETTERS,
     Blocked,
     FailedRow,
@@ -15,10 +14,11 @@ from embatch.dashboard.views import (
     Grid,
     Layer,
     NextStep,
-    RunPage,
     Series,
     Spend,
 )
+from embatch.dashboard.rows import SPARK_STEPS, need_run, row_of_status
+from embatch.dashboard.views import RunPage
 from embatch.journal.records import BatchRecord, RunRecord
 from embatch.journal.store import Journal
 from embatch.journal.views import FailuresOfCode
@@ -68,7 +68,7 @@ _DOING: Final[dict[BatchState, str]] = {
 
 def read_run(journal: Journal, run_id: str, *, before: int | None, now: float) -> RunPage:
     """The page of a run; NotFoundError when the journal does not have it."""
-    record = journal.get_run(run_id)
+    record = need_run(journal, run_id)
     status = read_status(journal, record.id, now=now)
     views = journal.views
     spark = views.sparks([record.id], steps=SPARK_STEPS, now=now).get(record.id, ())

@@ -45,9 +45,17 @@ class Orphan:
 def find_orphans(journal: Journal, provider: Provider) -> Iterator[Orphan]:
     """Every such job in the provider's list, in its order."""
     for remote in provider.listed():
-        orphan = _orphan(journal, remote)
+        orphan = orphan_of(journal, remote)
         if orphan is not None:
             yield orphan
+
+
+def owner_of(journal: Journal, label: str) -> tuple[str, int] | None:
+    """The run and the number of the batch whose label this is; None for other journals' labels."""
+    parsed = _LABEL.fullmatch(label)
+    if parsed is None or parsed["journal"] != journal.id:
+        return None
+    return parsed["run"], int(parsed["batch"])
 
 
 def remove_orphan(
@@ -92,7 +100,7 @@ def _named(journal: Journal, provider: Provider, name: str) -> tuple[RemoteJob, 
     for remote in provider.listed():
         if remote.name != name:
             continue
-        orphan = _orphan(journal, remote)
+        orphan = orphan_of(journal, remote)
         if orphan is None:
             raise InvalidRequestError(
                 f"{name} is no orphan: a run of this journal follows it, or embatch did not make it"
@@ -101,7 +109,9 @@ def _named(journal: Journal, provider: Provider, name: str) -> tuple[RemoteJob, 
     raise NotFoundError(f"the provider lists no job {name}: embatch orphans shows those there are")
 
 
-def _orphan(journal: Journal, remote: RemoteJob) -> Orphan | None:
+def orphan_of(journal: Journal, remote: RemoteJob) -> Orphan | None:
+    """What a listed job is when nobody waits for it; None when a run of this journal follows it,
+    or embatch did not make it."""
     parsed = _LABEL.fullmatch(remote.label)
     if parsed is None:
         return None
