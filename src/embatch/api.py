@@ -15,7 +15,7 @@ from embatch.datasets.output import OutputPaths
 from embatch.datasets.source import Source, open_source
 from embatch.datasets.spool import spool_data
 from embatch.environment import Environment
-from embatch.errors import InputError, InvalidRequestError, error_named
+from embatch.errors import EmbatchError, InputError, InvalidRequestError, error_named
 from embatch.execution.threads import ThreadExecutor
 from embatch.journal.records import Failure, RunRecord
 from embatch.run_options import RunOptions
@@ -27,7 +27,7 @@ from embatch.runs.outputs import read_output, require_form
 from embatch.runs.resolve import resolve_batch
 from embatch.runs.start import start_run, wake_run
 from embatch.runs.status import RunStatus, read_status
-from embatch.storage.places import Place, absolute, remove_tree
+from embatch.storage.places import ObjectPlace, Place, absolute, remove_tree
 from embatch.types.results import Matrix
 from embatch.types.state import FINAL_RUN_STATES, RunState
 
@@ -335,11 +335,14 @@ def _config(
 def _leave_no_trace(out: str) -> None:
     """Removes what a refused call left of an output that was not there before."""
     paths = OutputPaths.for_out(out)
+    if not isinstance(paths.parts, Path) or not isinstance(paths.work, Path):
+        with suppress(EmbatchError):  # the error of the call says more than that of this
+            if not paths.manifest.exists():
+                remove_tree(paths.work / "spool")
+        return
     if paths.manifest.exists():
         return
     remove_tree(paths.work / "spool")
-    if not isinstance(paths.work, Path) or not isinstance(paths.parts, Path):
-        return
     with suppress(OSError):  # folders that hold other things stay
         paths.work.rmdir()
         paths.parts.rmdir()
@@ -353,9 +356,13 @@ def _model_name(model: str | None) -> str | None:
 
 
 def _inputs(data: Any, spool: Place) -> list[str]:
-    if isinstance(data, (str, Path)):
+    if isinstance(data, (str, Path, ObjectPlace)):
         return [str(data)]
-    if isinstance(data, Sequence) and data and all(isinstance(item, Path) for item in data):
+    if (
+        isinstance(data, Sequence)
+        and data
+        and all(isinstance(item, (Path, ObjectPlace)) for item in data)
+    ):
         return [str(item) for item in data]
     if isinstance(data, Sequence) and not data:
         raise InvalidRequestError("no data: the sequence is empty")

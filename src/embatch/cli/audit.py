@@ -1,7 +1,6 @@
 """Commands about vectors that may stand on the wrong texts."""
 
 import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,7 +30,7 @@ def audit(
         int, typer.Option("--sample", metavar="N", min=1, help="Rows to embed again.")
     ] = 200,
     source: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             "--source",
             metavar="INPUT",
@@ -51,8 +50,7 @@ def audit(
     paths = OutputPaths.for_out(out)
     space = load_manifest(paths).space
     with session.busy("reading the output and its source"):
-        inputs = [str(path) for path in source or ()]
-        drawn = draw_sample(paths, sample, source=inputs, seed=secrets.randbits(64))
+        drawn = draw_sample(paths, sample, source=source or (), seed=secrets.randbits(64))
     with session.busy("opening the model"):
         provider = _open(session, space, str(paths.out))
     try:

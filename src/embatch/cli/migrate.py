@@ -1,6 +1,5 @@
 """The command that moves an output to another model."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -77,6 +76,7 @@ def migrate(
     from embatch.api import enter
     from embatch.datasets.output import OutputPaths
     from embatch.runs.migrate import plan_move
+    from embatch.storage.places import named
 
     session = Session.of(context, journal=journal, as_json=as_json)
     move = plan_move(old_out, source or ())
@@ -105,7 +105,7 @@ def migrate(
     }
     with session.environment() as environment:
         _require_another(environment, move, wanted, old_out, out)
-        begun = OutputPaths.for_out(str(out)).manifest.exists()
+        begun = OutputPaths.for_out(out).manifest.exists()
         if dry_run or not begun:
             _compare(session, move, old_out)
             quoted = _quote(session, move, wanted, out, shown=dry_run or not as_json)
@@ -113,7 +113,7 @@ def migrate(
                 return
             if not (yes or as_json):
                 _ask(quoted, old_out, out)
-        inputs = [Path(one) for one in move.inputs]
+        inputs = [named(one) for one in move.inputs]
         handle = enter(inputs, out, **wanted | {"environment": environment})
         if no_wait:
             submit_and_leave(session, environment, handle, timeout=timeout)
@@ -132,14 +132,14 @@ def _require_own_model(move: "Move", model: str) -> None:
 
 
 def _require_another(
-    environment: "Environment", move: "Move", wanted: "RunOptions", old_out: str, out: Path
+    environment: "Environment", move: "Move", wanted: "RunOptions", old_out: str, out: str
 ) -> None:
     from embatch.runs.config import RunConfig
     from embatch.runs.migrate import require_another
 
     config = RunConfig(
         inputs=move.inputs,
-        out=str(out),
+        out=out,
         provider=wanted["provider"] or "local",
         model=wanted["model"],
         dims=wanted["dims"],
@@ -167,9 +167,9 @@ def _compare(session: Session, move: "Move", old_out: str) -> None:
 
 
 def _quote(
-    session: Session, move: "Move", wanted: "RunOptions", out: Path, *, shown: bool
+    session: Session, move: "Move", wanted: "RunOptions", out: str, *, shown: bool
 ) -> "Quote":
-    from embatch.cli.quote import free_bytes, print_quote, quote_inputs
+    from embatch.cli.quote import print_quote, quote_inputs, room_at
 
     quoted = quote_inputs(
         session,
@@ -190,14 +190,14 @@ def _quote(
         probe=wanted["probe"],
     )
     if shown:
-        print_quote(session, quoted, free=free_bytes(out))
+        print_quote(session, quoted, free=room_at(out))
     if move.left_out:
         rows = figures.counted(move.left_out, "row")
         session.note(f"{rows} failed then and keep no text: they are not among these")
     return quoted
 
 
-def _ask(quoted: "Quote", old_out: str, out: Path) -> None:
+def _ask(quoted: "Quote", old_out: str, out: str) -> None:
     """Goes on after a yes; InvalidRequestError otherwise."""
     cost = (
         "an unknown cost" if quoted.cost_usd is None else f"about {figures.money(quoted.cost_usd)}"

@@ -17,7 +17,8 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT…",
-        help="Parquet, Arrow, CSV, TSV, JSONL or text files, globs, or - for JSONL on stdin.",
+        help="Parquet, Arrow, CSV, TSV, JSONL or text files, globs, or - for JSONL on stdin; "
+        "here, or on s3://, gs:// or az://.",
         show_default=False,
     ),
 ]
@@ -34,13 +35,16 @@ OptionalRunName = Annotated[
     ),
 ]
 Out = Annotated[
-    Path,
+    str,
     typer.Option(
-        "-o", "--out", metavar="OUT", help="Folder, or .parquet or .npy file, for the vectors."
+        "-o",
+        "--out",
+        metavar="OUT",
+        help="Folder, or .parquet or .npy file, for the vectors; a path or s3://, gs://, az://.",
     ),
 ]
 OptionalOut = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "-o",
         "--out",
@@ -124,7 +128,7 @@ Priority = Annotated[
     typer.Option("--priority", metavar="P", help="Higher is worked on first. Default: 0."),
 ]
 Reuse = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--reuse", metavar="OLD_OUT", help="Take vectors of equal texts from this earlier output."
     ),

@@ -70,16 +70,27 @@ def quote_inputs(
             opened.close()
 
 
-def free_bytes(out: Path) -> int:
-    """Free space on the disk that holds `out`, or would."""
-    path = out.absolute()
+def room_at(out: str) -> int | None:
+    """Free space on the disk that holds the output `out`, or would; None in an object store."""
+    from embatch.storage.places import parse_place
+
+    place = parse_place(out)
+    return free_bytes(place) if isinstance(place, Path) else None
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk that holds `folder`, or would."""
+    path = folder.absolute()
     return shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
 
 
 def print_quote(
-    session: Session, quote: "Quote", *, free: int, max_cost_usd: float | None = None
+    session: Session, quote: "Quote", *, free: int | None, max_cost_usd: float | None = None
 ) -> None:
-    """The quote as a table, or as the object of `--json`. `free` is the disk's space in bytes."""
+    """The quote as a table, or as the object of `--json`.
+
+    `free` is the disk's space in bytes, None where there is no disk.
+    """
     if session.as_json:
         session.emit(quote.to_json() | {"free_bytes": free})
         return
@@ -90,7 +101,7 @@ def print_quote(
     for words, value, remark in _lines(quote):
         table.add_row(words, value, remark)
     session.out.print(table)
-    if quote.vector_bytes > free:
+    if free is not None and quote.vector_bytes > free:
         session.note(
             f"warning: the vectors need {figures.size(quote.vector_bytes)}, "
             f"and the disk has {figures.size(free)} free",

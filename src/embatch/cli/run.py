@@ -1,7 +1,6 @@
 """Commands that make runs, and that work on them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -135,7 +134,8 @@ def plan(
 
     Takes every flag of run, so that a command line can be quoted before it is typed for good.
     """
-    from embatch.cli.quote import free_bytes, print_quote, quote_inputs
+    from embatch.cli.quote import print_quote, quote_inputs, room_at
+    from embatch.storage.places import absolute
 
     session = Session.of(context, journal=journal, as_json=as_json)
     options.parse_tags(tag)
@@ -152,12 +152,12 @@ def plan(
         precision=precision,
         max_batch_items=max_batch_items,
         max_batch_tokens=max_batch_tokens,
-        reuse=None if reuse is None else str(reuse.absolute()),
+        reuse=None if reuse is None else absolute(reuse),
         max_cost_usd=max_cost,
         audit=options.parse_audit(audit),
         probe=not no_probe,
     )
-    print_quote(session, quoted, free=free_bytes(out or Path.cwd()), max_cost_usd=max_cost)
+    print_quote(session, quoted, free=room_at(out or "."), max_cost_usd=max_cost)
 
 
 def resume(
@@ -331,7 +331,8 @@ def _refuse(environment: "Environment", status: "RunStatus") -> None:
         raise error
 
 
-def _submit(environment: "Environment", inputs: Sequence[str], out: Path, **settings: Any) -> "Run":
+def _submit(environment: "Environment", inputs: Sequence[str], out: str, **settings: Any) -> "Run":
     from embatch.api import enter
+    from embatch.storage.places import named
 
-    return enter([Path(name) for name in inputs], out, environment=environment, **settings)
+    return enter([named(name) for name in inputs], out, environment=environment, **settings)

@@ -59,6 +59,8 @@ LISTED_AT_ONCE: Final = 1000
 _FAILURES: Final = (BaseError, OSError)
 """obstore raises Python's own FileNotFoundError and PermissionError beside its errors."""
 _SERVICES: Final = {"gs": "Cloud Storage", "s3": "S3", "az": "Azure Blob Storage"}
+_NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
+"""What the stores say of a list in a bucket that is not there."""
 _RIGHTS: Final = {
     "gs": "grant them Storage Object Admin on its bucket",
     "s3": "grant them s3:ListBucket on its bucket, and s3:GetObject, s3:PutObject and "
@@ -106,7 +108,17 @@ def _translated(error: Exception, uri: str) -> EmbatchError:
             return AuthenticationError(f"{service} does not accept the credentials for {uri}")
         case _Exists() | _Changed():
             return ChangedMeanwhileError(f"{uri} was changed by another process meanwhile")
+    if any(word in str(error) for word in _NO_BUCKET):
+        return _no_bucket(uri)
     return ProviderUnavailableError(f"{service} gave no answer for {uri}: try again later")
+
+
+def _no_bucket(uri: str) -> NotFoundError:
+    scheme, bucket, _ = split_url(uri)
+    return NotFoundError(
+        f"there is no bucket {scheme}://{bucket}, which {uri} would lie in: create it, or check "
+        "its name, region and endpoint"
+    )
 
 
 class ObjectStorage:
@@ -141,11 +153,12 @@ class ObjectStorage:
     def put_bytes(self, uri: str, data: bytes, *, replacing: str | None = None) -> None:
         """Writes a small object.
 
-        `replacing` is the version that stands there, "" for none: ChangedMeanwhileError when
-        another does. None writes whatever stands there.
+        `replacing` is the version that stands there, as `read_bytes` gave it, "" for none:
+        ChangedMeanwhileError when another does. None writes whatever stands there.
         """
-        version: UpdateVersion = {"e_tag": replacing, "version": None}
-        mode: PutMode = "overwrite" if replacing is None else "create" if not replacing else version
+        mode: PutMode = "overwrite"
+        if replacing is not None:
+            mode = _version(replacing) if replacing else "create"
 
         def put(store: "Store", key: str) -> None:
             obstore.put(store, key, data, mode=mode, use_multipart=False)
@@ -156,11 +169,7 @@ class ObjectStorage:
         try:
             self._tried(uri, put)
         except NotFoundError:
-            scheme, bucket, _ = split_url(uri)
-            raise NotFoundError(
-                f"there is no {scheme}://{bucket}, so nothing can be written to {uri}: "
-                "create the bucket, or check its name and region"
-            ) from None
+            raise _no_bucket(uri) from None
 
     def look_at(self, uri: str) -> StoredObject:
         """The object at `uri`; NotFoundError when there is none."""
@@ -211,7 +220,7 @@ class ObjectStorage:
 
         def got(store: "Store", key: str) -> tuple[bytes, str]:
             answer = obstore.get(store, key)
-            return bytes(answer.bytes()), answer.meta["e_tag"] or ""
+            return bytes(answer.bytes()), _named_version(answer.meta)
 
         return self._tried(uri, got)
 
@@ -229,6 +238,17 @@ class ObjectStorage:
 
 def _stored(uri: str, meta: "ObjectMeta") -> StoredObject:
     return StoredObject(uri=uri, size_bytes=meta["size"], version=meta["e_tag"] or "")
+
+
+def _named_version(meta: "ObjectMeta") -> str:
+    """Etag and generation in one word: some stores compare one, some the other."""
+    return f"{meta['e_tag'] or ''}\n{meta['version'] or ''}"
+
+
+def _version(named: str) -> "UpdateVersion":
+    e_tag, _, generation = named.partition("\n")
+    version = {"e_tag": e_tag, "version": generation}
+    return {name: value for name, value in version.items() if value}  # type: ignore[return-value]
 
 
 def _opened(start: int, store: "Store", key: str) -> Iterator[bytes]:

@@ -177,6 +177,12 @@ def parse_place(place: str | os.PathLike[str] | ObjectPlace) -> Place:
     return ObjectPlace(url) if url is not None else Path(place).absolute()
 
 
+def named(place: str) -> Place:
+    """The place as it was typed: a URL of an object store, or a path, not made absolute."""
+    url = parse_url(place)
+    return ObjectPlace(url) if url is not None else Path(place)
+
+
 def absolute(place: str | os.PathLike[str] | ObjectPlace) -> str:
     """The place as any process may be told it: a URL, or an absolute path."""
     return str(parse_place(place))
