@@ -37,7 +37,7 @@ class Patience:
                     raise
                 wait_s = min(LONGEST_WAIT_S, wait_s * 2)
                 continue
-            self._back()
+            self.relax()
             return given
 
     def bears(self, error: JournalError) -> bool:
@@ -50,7 +50,8 @@ class Patience:
                 log.warning("the journal is away, and waited for: %s", error)
         return True
 
-    def _back(self) -> None:
+    def relax(self) -> None:
+        """The database has answered."""
         if not self._away:
             return
         with self._told:
