@@ -50,8 +50,8 @@ def work_all(session: Session, environment: "Environment", *, once: bool) -> Exi
         )
         with environment.courier() as courier:
             executor.work(until=over, poll_s=LOOK_EVERY_S)
-            for run_id in statuses:
-                courier.linger(run_id)
+            if interrupts.signal is None:
+                courier.linger()
         environment.close_providers()
     look()
     if interrupts.signal is not None:

@@ -107,10 +107,10 @@ class Courier:
         if self._thread.is_alive():
             self._thread.join(CLAIM_S)
 
-    def linger(self, run_id: str, *, wait_s: float = LINGER_S) -> int:
-        """Waits until the run's messages have arrived, at most `wait_s`. Gives how many have not.
+    def linger(self, run_id: str | None = None, *, wait_s: float = LINGER_S) -> int:
+        """Waits until the messages of a run, or all, have arrived, at most `wait_s` seconds.
 
-        Does not wait for those whose next attempt is later than that.
+        Does not wait for those whose next attempt is later than that. Gives how many have not.
         """
         deadline = time.monotonic() + wait_s
         ways = tuple(self._senders)
@@ -123,10 +123,12 @@ class Courier:
             time.sleep(min(0.05, max(0.0, left)))
         waiting = self._outbox.counts(run_id).waiting
         if waiting:
+            whose = "" if run_id is None else f"run {run_id}: "
+            command = "embatch worker" if run_id is None else f"embatch resume {run_id}"
             log.warning(
-                "run %s: %d of its notifications have not arrived; the next process that works on "
-                "this journal tries on: embatch resume %s",
-                *(run_id, waiting, run_id),
+                "%snotifications that have not arrived: %d; the next process that works on this "
+                "journal tries on: %s",
+                *(whose, waiting, command),
             )
         return waiting
 
