@@ -180,13 +180,13 @@ class WorkerExecutor:
         ]
         for queue in self._queues:
             await _rescue_now(app, queue)
-        running = [asyncio.create_task(worker.run())  # type: ignore[no-untyped-call] # theirs for worker in workers]
+        running = [asyncio.create_task(_run(worker)) for worker in workers]
         self._patience.relax()
         while not self._stopping.is_set() and not any(task.done() for task in running):
             await asyncio.sleep(_LOOK_S)
         while not all(task.done() for task in running):
             for worker in workers:
-                worker.stop()  # type: ignore[no-untyped-call] # theirs
+                worker.stop()  # type: ignore[no-untyped-call] # untyped there
             await asyncio.wait(running, timeout=_LOOK_S)
         ends = await asyncio.gather(*running, return_exceptions=True)
         error = next((end for end in ends if isinstance(end, BaseException)), None)
@@ -271,6 +271,10 @@ def _rescue(do: Callable[[], Any]) -> Callable[..., Any]:
             log.warning("what lost its job is looked for again later: %s", type(error).__name__)
 
     return rescue
+
+
+async def _run(worker: Worker) -> None:
+    await worker.run()  # type: ignore[no-untyped-call] # Procrastinate leaves it untyped
 
 
 async def _rescue_now(app: App, queue: Queue) -> None:
