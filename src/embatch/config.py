@@ -244,3 +244,10 @@ def prefer_plain_allocator() -> None:
     this variable alone, as the processes do that this one starts.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
+
+def dashboard_token(environ: Mapping[str, str] | None = None) -> Secret | None:
+    """The token that `embatch dashboard` asks browsers for: `EMBATCH_DASHBOARD_TOKEN`."""
+    env = os.environ if environ is None else environ
+    token = env.get("EMBATCH_DASHBOARD_TOKEN")
+    return Secret(token) if token else None

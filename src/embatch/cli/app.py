@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from embatch import __version__
-from embatch.cli import audit, demo, doubt, inspect, machine, migrate, output, run, serve
+from embatch.cli import audit, dashboard, demo, doubt, inspect, machine, migrate, output, run, serve
 
 app = typer.Typer(
     help="Embed millions of texts: never lose a vector, never pay twice, never mix them up.",
@@ -54,6 +54,7 @@ app.command("worker", rich_help_panel=RUNNING)(run.worker)
 app.command("runs", rich_help_panel=LOOKING)(inspect.runs)
 app.command("status", rich_help_panel=LOOKING)(inspect.status)
 app.command("watch", rich_help_panel=LOOKING)(inspect.watch)
+app.command("dashboard", rich_help_panel=LOOKING)(dashboard.dashboard)
 app.command("failures", rich_help_panel=LOOKING)(inspect.failures)
 app.command("forget", rich_help_panel=LOOKING)(inspect.forget)
 app.command("verify", rich_help_panel=LOOKING)(output.verify)

@@ -45,14 +45,13 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(dashboard: Dashboard, bound: socket.socket, *, ready: Callable[[], None]) -> int | None:
-    """Answers on `bound` until SIGINT or SIGTERM, which it gives; a second one ends at once.
+def serve(dashboard: Dashboard, bound: socket.socket, *, ready: Callable[[], None]) -> None:
+    """Answers on `bound` until SIGINT or SIGTERM; a second one ends the process at once.
 
     `ready` is called once it accepts connections.
     """
     server = _Server(dashboard, ready)
     asyncio.run(server.serve(sockets=[bound]))
-    return server.signal
 
 
 @contextlib.contextmanager
@@ -78,7 +77,6 @@ class _Server(uvicorn.Server):
         super().__init__(_config(dashboard))
         self._dashboard = dashboard
         self._ready = ready
-        self.signal: int | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begins to accept connections."""
@@ -100,7 +98,6 @@ class _Server(uvicorn.Server):
         def heard(number: int, _frame: FrameType | None) -> None:
             if self.should_exit:
                 os._exit(128 + number)
-            self.signal = number
             self.should_exit = True
 
         for number in (signal.SIGINT, signal.SIGTERM):
