@@ -250,9 +250,9 @@ def key(name: str, number: int) -> Markup:
     """A piece of the layer that stands at `number` in a stacked chart, for its legend."""
     mark = _SERIES_MARKS[number % len(_SERIES_MARKS)]
     return Markup(  # noqa: S704 # constants, and an escaped name
-        f'<svg class="swatch look-{escape(name)}" viewBox="0 0 13 13" aria-hidden="true" '
-        f'focusable="false"><path class="area" d="M0 3h13v10H0z"/>'
-        f'<path class="edge {mark}" d="M0 2.5h13"/></svg>'
+        f'<svg class="swatch wide look-{escape(name)}" viewBox="0 0 20 13" aria-hidden="true" '
+        f'focusable="false"><path class="area" d="M0 5h20v8H0z"/>'
+        f'<path class="edge {mark}" d="M0 3h20"/></svg>'
     )
 
 

@@ -110,8 +110,11 @@ def duration(seconds: float | None) -> str:
 
 
 def usd(value: float | None) -> str:
-    """Dollars; a dash for a price that nobody knows."""
-    return UNKNOWN if value is None else dollars(value)
+    """Dollars with two decimals or more; a dash for a price that nobody knows."""
+    if value is None:
+        return UNKNOWN
+    whole, _, decimals = dollars(value).partition(".")
+    return f"{whole}.{decimals.rstrip('0'):0<2}"
 
 
 def rate(rows_per_s: float | None) -> str:

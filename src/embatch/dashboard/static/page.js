@@ -51,6 +51,7 @@
 
   /* The grid: the arrow keys and the pointer tell a cell, Enter and a click open its batch. */
 
+  const HINT = "Point at a cell, or move with the arrow keys; Enter opens the batch.";
   const SVG = "http://www.w3.org/2000/svg";
   let grid = null;
   let known = "";
@@ -66,7 +67,7 @@
       const [look, length] = span.split("*");
       for (let at = 0; at < Number(length); at += 1) looks.push(look);
     }
-    if (current >= 0) tell(current);
+    tell(current);
   }
 
   function span(at) {
@@ -82,7 +83,7 @@
     const line = document.getElementById("grid-told");
     if (at < 0 || !looks[at]) {
       if (cursor) cursor.remove();
-      line.textContent = "";
+      line.textContent = HINT;
       return;
     }
     if (!cursor) {
