@@ -76,7 +76,8 @@ class Run:
         on_progress: Callable[[RunStatus], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> RunStatus:
-        """Works on the run in this process until it ends, beside other processes that do.
+        """Works on the run in this process until it ends, beside other processes that do; a run
+        for workers is only watched.
 
         `timeout` in seconds ends the waiting, never the run; `stop` is asked often and ends it
         too. `on_progress` is called with the status about twice a second and once at the end.
@@ -94,7 +95,11 @@ class Run:
 
         try:
             with environment.courier([self.id]) as courier:
-                if self._record().state not in STOPPED_STATES:
+                if self._by_workers():
+                    from embatch.execution.handing import wait_until
+
+                    wait_until(over, timeout_s=timeout)
+                elif self._record().state not in STOPPED_STATES:
                     executor = ThreadExecutor(
                         environment.journal, environment.context, clock=environment.hooks.clock
                     )
@@ -109,17 +114,29 @@ class Run:
         return status
 
     def _status_at_work(self) -> RunStatus:
-        world = self._environment
-        return read_status(world.journal, self.id, now=world.now(), works_here=True)
+        world, here = self._environment, not self._by_workers()
+        return read_status(world.journal, self.id, now=world.now(), works_here=here)
+
+    def _by_workers(self) -> bool:
+        return self._record().config.get("execution") == "workers"
+
+    def _hand_over(self) -> None:
+        """Lets workers begin at once with a run that is theirs."""
+        if self._by_workers():
+            from embatch.execution.handing import hand_over
+
+            world = self._environment
+            hand_over(world.settings.journal, self._record(), now=world.now())
 
     def stage(self) -> None:
-        """Reads the data through and stages it, so that the inputs are not needed any more.
+        """Reads the data through and stages it, so that the inputs are not needed any more. Workers
+        do this for a run that is theirs, later: nothing is read here.
 
         Raises InputError for data that is broken; such a run is taken back, so that the mended
         data may have the same output.
         """
         environment = self._environment
-        if self._record().state is RunState.PLANNING:
+        if self._record().state is RunState.PLANNING and not self._by_workers():
             ThreadExecutor(
                 environment.journal,
                 environment.context,
@@ -153,6 +170,7 @@ class Run:
         if max_cost_usd is not None:
             set_cap(journal, self.id, max_cost_usd, now=now)
         wake_run(journal, self.id, now=now)
+        self._hand_over()
         return self
 
     def cancel(self) -> RunStatus:
@@ -178,7 +196,9 @@ class Run:
     def retry(self) -> int:
         """Enters the failed rows once more, those whose text was kept. Gives how many."""
         world = self._environment
-        return retry_run(world.journal, self.id, now=world.now(), checkpoint=world.hooks.checkpoint)
+        rows = retry_run(world.journal, self.id, now=world.now(), checkpoint=world.hooks.checkpoint)
+        self._hand_over()
+        return rows
 
     def failures(self) -> Iterator[Failure]:
         """The rows that have no vector, in row order, each with its reason."""
@@ -215,6 +235,10 @@ def enter(data: Any, out: str | Path, **options: Unpack[RunOptions]) -> Run:
     )
     notify = options.pop("notify", None)
     try:
+        if options.get("execution") == "workers":
+            from embatch.execution.handing import require_postgres
+
+            require_postgres(world.settings.journal)
         targets = world.targets(notify)
         paths = OutputPaths.for_out(str(out))
         if paths.manifest.exists():
@@ -237,7 +261,9 @@ def enter(data: Any, out: str | Path, **options: Unpack[RunOptions]) -> Run:
         if own is None:
             world.close()
         raise
-    return Run(world, run.id)
+    handle = Run(world, run.id)
+    handle._hand_over()  # noqa: SLF001 - its own module's
+    return handle
 
 
 def submit(data: Any, out: str | Path, **options: Unpack[RunOptions]) -> Run:

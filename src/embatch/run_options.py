@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from embatch.environment import Environment
-from embatch.runs.config import Audit, TooLong
+from embatch.runs.config import Audit, Execution, TooLong
 
 
 class RunOptions(TypedDict, total=False):
@@ -52,4 +52,5 @@ class RunOptions(TypedDict, total=False):
     probe: bool
     keep_remote: bool
     staging: str | None
+    execution: Execution
     """These are `RunConfig`'s, where each is told."""

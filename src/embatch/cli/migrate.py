@@ -65,6 +65,7 @@ def migrate(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     journal: options.Journal = None,
+    execution: options.Execution = "threads",
     log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
     no_wait: options.NoWait = False,
     as_json: options.Json = False,
@@ -100,6 +101,7 @@ def migrate(
         "settle_s": settle,
         "probe": not no_probe,
         "notify": notify,
+        "execution": execution,
         "name": name,
         "tags": options.parse_tags(tag),
     }

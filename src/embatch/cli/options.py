@@ -198,6 +198,13 @@ AlertBelow = Annotated[
         "--alert-below", metavar="PCT", min=0.0, max=100.0, help="Warn, and exit 3, under this."
     ),
 ]
+Execution = Annotated[
+    Literal["threads", "workers"],
+    typer.Option(
+        "--execution",
+        help="Who works: threads of this command, or the workers of a PostgreSQL journal.",
+    ),
+]
 Notify = Annotated[
     list[str] | None,
     typer.Option(

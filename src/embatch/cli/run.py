@@ -49,6 +49,7 @@ def run(
     name: options.Name = None,
     tag: options.Tags = None,
     journal: options.Journal = None,
+    execution: options.Execution = "threads",
     log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
     no_wait: options.NoWait = False,
     as_json: options.Json = False,
@@ -87,6 +88,7 @@ def run(
             keep_remote=keep_remote,
             alert_below_pct=alert_below,
             notify=notify,
+            execution=execution,
         )
         if no_wait:
             submit_and_leave(session, environment, handle, timeout=timeout)
@@ -126,6 +128,7 @@ def plan(
     tag: options.Tags = None,
     out: options.OptionalOut = None,
     journal: options.Journal = None,
+    execution: options.Execution = "threads",  # noqa: ARG001
     log_format: options.LogFormat = None,  # noqa: ARG001
     no_wait: options.NoWait = False,  # noqa: ARG001
     as_json: options.Json = False,

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 from embatch.errors import JournalError
 from embatch.execution.patience import Patience
-from embatch.execution.procrastinate import put_once
+from embatch.execution.procrastinate import put_once, require_postgres
 from embatch.execution.turns import job_of
 from embatch.journal.records import RunRecord
 from embatch.types.state import RunState
+
+__all__ = ["hand_over", "require_postgres", "wait_until"]
 
 
 def hand_over(url: str, run: RunRecord, *, now: float) -> None:

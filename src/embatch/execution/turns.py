@@ -38,6 +38,7 @@ from embatch.execution.steps import (
 from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
+from embatch.journal.workers import Queue, queue_of
 from embatch.process import is_known_dead, owner_identity
 from embatch.runs.context import RunContext
 from embatch.runs.outcomes import After, Now, Outcome
@@ -49,7 +50,6 @@ from embatch.types.state import FINAL_BATCH_STATES, RunState
 
 log = logging.getLogger("embatch.execution")
 
-Queue = Literal["io", "compute"]
 Task = Literal["dispatch", "step", "plan", "finish", "watch"]
 QUEUES: Final[tuple[Queue, ...]] = ("io", "compute")
 PLANNING_LOOK_S: Final = 1.0
@@ -91,11 +91,6 @@ class Turn:
 
     jobs: Sequence[Job] = ()
     work: Callable[[], Sequence[Job]] | None = None
-
-
-def queue_of(run: RunRecord) -> Queue:
-    """Where the jobs of a run wait: remote work and local embedding ask for other machines."""
-    return "compute" if run.space["provider"] == "local" else "io"
 
 
 def job_of(run: RunRecord, task: Task, batch_id: int | None = None, at: float | None = None) -> Job:

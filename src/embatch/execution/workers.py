@@ -29,9 +29,10 @@ from embatch.execution.procrastinate import (
     queue_name,
 )
 from embatch.execution.steps import LEASE_S, Contexts
-from embatch.execution.turns import QUEUES, Job, Queue, Task, Turn, Turns
+from embatch.execution.turns import QUEUES, Job, Task, Turn, Turns
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
+from embatch.journal.workers import Queue
 from embatch.runs.context import RunContext
 
 log = logging.getLogger("embatch.execution")

@@ -3,17 +3,25 @@
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Final, Literal
 
 from sqlalchemy import RowMapping, delete, insert, or_, select, update
 
 from embatch.journal.database import Database
+from embatch.journal.records import RunRecord
 from embatch.journal.schema import workers_table
 
+Queue = Literal["io", "compute"]
+"""Where jobs of workers wait: `io` for the clouds, `compute` for the local engine."""
 DEAD_AFTER_S: Final = 60.0
 """A process that has not been seen for so long is held to be dead."""
 FORGET_AFTER_S: Final = 7 * 24 * 3600.0
 """Processes that ended, or were last seen, so long ago are shown no more."""
+
+
+def queue_of(run: RunRecord) -> Queue:
+    """Where the jobs of a run wait: remote work and local embedding ask for other machines."""
+    return "compute" if run.space["provider"] == "local" else "io"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +138,7 @@ class WorkerTable:
         records = [_record(row, now) for row in rows]
         return sorted(records, key=lambda one: (not one.alive, one.started_at, one.id))
 
-    def serves(self, queue: str) -> bool:
+    def serves(self, queue: Queue) -> bool:
         """A worker that takes from `queue` is alive."""
         table = workers_table.c
         with self._database.read() as connection:

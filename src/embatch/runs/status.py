@@ -10,6 +10,7 @@ from embatch.errors import InvalidRequestError
 from embatch.journal.outbox import OutboxCounts
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
+from embatch.journal.workers import queue_of
 from embatch.runs.accounts import Accounts, read_accounts
 from embatch.runs.quota_status import QuotaStatus, read_quota
 from embatch.runs.why import Why, explain
@@ -165,7 +166,12 @@ def read_status(
 
 
 def is_worked(journal: Journal, run: RunRecord, now: float) -> bool:
-    """Told by the lock on the output where that is on this machine, else by the journal."""
+    """Told by the lock on the output where that is on this machine, else by the journal.
+
+    A run for workers is worked while one is alive that takes its kind of jobs.
+    """
+    if run.config.get("execution") == "workers":
+        return journal.workers.serves(queue_of(run))
     try:
         held = is_held(OutputPaths.for_out(run.out).parts)
     except InvalidRequestError:  # the output is something else by now
