@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from embatch import __version__
-from embatch.cli import audit, dashboard, demo, doubt, inspect, machine, migrate, output, run, serve
+from embatch.cli import (
+    audit,
+    dashboard,
+    demo,
+    doubt,
+    inspect,
+    machine,
+    migrate,
+    output,
+    run,
+    serve,
+    workers,
+)
 
 app = typer.Typer(
     help="Embed millions of texts: never lose a vector, never pay twice, never mix them up.",
@@ -50,7 +62,8 @@ app.command("retry", rich_help_panel=RUNNING)(run.retry)
 app.command("cancel", rich_help_panel=RUNNING)(run.cancel)
 app.command("resolve", rich_help_panel=RUNNING)(doubt.resolve)
 app.command("orphans", rich_help_panel=LOOKING)(doubt.orphans)
-app.command("worker", rich_help_panel=RUNNING)(run.worker)
+app.command("worker", rich_help_panel=RUNNING)(workers.worker)
+app.command("workers", rich_help_panel=LOOKING)(workers.workers)
 app.command("runs", rich_help_panel=LOOKING)(inspect.runs)
 app.command("status", rich_help_panel=LOOKING)(inspect.status)
 app.command("watch", rich_help_panel=LOOKING)(inspect.watch)

@@ -1,7 +1,7 @@
 """Commands that make runs, and that work on them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -227,23 +227,6 @@ def cancel(
     session.say(f"run {status.id} is cancelled; go on with: embatch resume {status.id}")
 
 
-def worker(
-    context: typer.Context,
-    once: Annotated[
-        bool, typer.Option("--once", help="End when no run is left to work on.")
-    ] = False,
-    journal: options.Journal = None,
-    log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
-    as_json: options.Json = False,
-) -> None:
-    """Work every run of the journal, until it is stopped."""
-    from embatch.cli.working import work_all
-
-    session = Session.of(context, journal=journal, as_json=as_json)
-    with session.environment() as environment:
-        raise typer.Exit(work_all(session, environment, once=once))
-
-
 def work_on(
     session: Session, environment: "Environment", handle: "Run", *, timeout: float | None
 ) -> None:
@@ -252,8 +235,10 @@ def work_on(
     A run that was refused for its data before anything was sent is taken back: nothing is left.
     """
     from embatch.cli.work import report, wait_for
+    from embatch.cli.workers import warn_without_workers
 
     stood = handle.status().complete
+    warn_without_workers(session, environment, handle.id)
     status, interrupted = wait_for(session, handle, timeout=timeout)
     _refuse(environment, status)
     raise typer.Exit(report(session, status, interrupted, stood=stood))
@@ -264,10 +249,14 @@ def submit_and_leave(
 ) -> None:
     """Plans the run, sends what the provider takes at once, and says how to go on."""
     from embatch.cli.work import report, wait_for
+    from embatch.cli.workers import leave_to_workers
     from embatch.runs.config import RunConfig
 
     if (stands := handle.status()).complete:
         raise typer.Exit(report(session, stands, None, stood=True))
+    if environment.journal.get_run(handle.id).config.get("execution") == "workers":
+        leave_to_workers(session, environment, stands)
+        return
     config = RunConfig.from_json(environment.journal.get_run(handle.id).config)
     in_flight, now = environment.provider(config).limits.max_in_flight_batches, environment.now
 

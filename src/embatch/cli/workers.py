@@ -1,0 +1,146 @@
+"""The command that works for others, and the one that shows who does."""
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from embatch.cli import figures, options
+from embatch.cli.session import Session
+from embatch.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from embatch.environment import Environment
+    from embatch.journal.workers import Queue, WorkerRecord
+    from embatch.runs.status import RunStatus
+
+THREADS = 3
+"""Of a worker on a SQLite journal, as of a run."""
+AT_ONCE = 4
+"""Jobs that a worker on a PostgreSQL journal takes at once: most of them wait for a service."""
+_STYLES = {"alive": "green", "dead": "red", "stopped": "dim"}
+
+
+def worker(
+    context: typer.Context,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency",
+            metavar="N",
+            min=1,
+            help="Steps to take at once.  Default: 3, on a PostgreSQL journal 4.",
+        ),
+    ] = None,
+    queues: Annotated[
+        str,
+        typer.Option(
+            "--queues",
+            metavar="Q,Q",
+            help="What to take from a PostgreSQL journal: io (clouds), compute (local embedding).",
+        ),
+    ] = "io,compute",
+    once: Annotated[
+        bool, typer.Option("--once", help="End when no run is left to work on.")
+    ] = False,
+    journal: options.Journal = None,
+    log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
+    as_json: options.Json = False,
+) -> None:
+    """Work every run of a SQLite journal, or be one of the workers of a PostgreSQL journal."""
+    from embatch.cli.working import work_all, work_for_all
+
+    session = Session.of(context, journal=journal, as_json=as_json)
+    wanted = _parse_queues(queues)
+    with session.environment() as environment:
+        if environment.settings.journal.startswith("sqlite"):
+            code = work_all(session, environment, once=once, threads=concurrency or THREADS)
+        else:
+            code = work_for_all(
+                session, environment, once=once, queues=wanted, concurrency=concurrency or AT_ONCE
+            )
+    raise typer.Exit(code)
+
+
+def workers(
+    context: typer.Context,
+    journal: options.Journal = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show which processes work on the journal's runs, where, and on what."""
+    session = Session.of(context, journal=journal, as_json=as_json)
+    with session.environment() as environment:
+        found = environment.journal.workers.every()
+    if session.as_json:
+        shown = [{**asdict(one), "state": one.state} for one in found]
+        session.emit({"workers": shown})
+        return
+    if not found:
+        session.say("no process works on this journal: embatch worker starts one")
+        return
+    session.out.print(_table(found))
+
+
+def leave_to_workers(session: Session, environment: "Environment", status: "RunStatus") -> None:
+    """Says of a run that was handed over how to look at it, and when nobody works on it."""
+    warn_without_workers(session, environment, status.id)
+    if session.as_json:
+        session.emit(status.to_json() | {"exit_code": 0})
+    session.say(f"run {status.id} is handed to the workers; look: embatch watch {status.id}")
+
+
+def warn_without_workers(session: Session, environment: "Environment", run_id: str) -> None:
+    """Says that nothing will happen to a run for workers while none is alive for its queue."""
+    from embatch.journal.workers import queue_of
+    from embatch.runs.status import WORKING_STATES
+
+    run = environment.journal.get_run(run_id)
+    if run.config.get("execution") != "workers" or run.state not in WORKING_STATES:
+        return
+    queue = queue_of(run)
+    if not environment.journal.workers.serves(queue):
+        session.note(
+            f"warning: no worker alive for the queue {queue}: start one, on any machine, with: "
+            f"embatch worker --journal URL --queues {queue}",
+            style="yellow",
+        )
+
+
+def _parse_queues(value: str) -> "list[Queue]":
+    from embatch.execution.turns import QUEUES
+
+    names = options.split_columns(value)
+    if not names or not set(names) <= set(QUEUES):
+        raise InvalidRequestError(
+            f"--queues {value!r} names no queues: give io, compute, or both as io,compute"
+        )
+    return [queue for queue in QUEUES if queue in names]
+
+
+def _table(found: "list[WorkerRecord]") -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("worker", "state", "host", "pid", "takes", "since", "seen"):
+        table.add_column(name, no_wrap=name != "host", overflow="fold")
+    table.add_column("steps", justify="right", no_wrap=True)
+    table.add_column("on", overflow="fold")
+    now = time.time()
+    for one in found:
+        doing = [
+            f"{step.run_id} {step.step}" + ("" if step.batch is None else f" of batch {step.batch}")
+            for step in one.doing
+        ]
+        table.add_row(
+            one.id,
+            Text(one.state, style=_STYLES[one.state]),
+            Text(one.host),
+            str(one.pid),
+            ",".join(one.queues) or "threads",
+            figures.moment(one.started_at),
+            f"{figures.duration(max(0.0, now - one.seen_at))} ago",
+            figures.count(one.steps),
+            Text(", ".join(doing)),
+        )
+    return table
