@@ -1,6 +1,8 @@
 """The command that works for others, and the one that shows who does."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +12,7 @@ from rich.text import Text
 
 from embatch.cli import figures, options
 from embatch.cli.session import Session
-from embatch.errors import InvalidRequestError
+from embatch.errors import ConfigError, InvalidRequestError
 
 if TYPE_CHECKING:
     from embatch.environment import Environment
@@ -46,6 +48,25 @@ def worker(
     once: Annotated[
         bool, typer.Option("--once", help="End when no run is left to work on.")
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port",
+            metavar="PORT",
+            min=0,
+            max=65535,
+            help="Serve metrics for Prometheus here; 0 takes a free port.  Default: none.",
+            show_default=False,
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            "--metrics-host",
+            metavar="HOST",
+            help="Address of --metrics-port. Whoever reaches it reads counts and names of models.",
+        ),
+    ] = "127.0.0.1",
     journal: options.Journal = None,
     log_format: options.LogFormat = None,  # noqa: ARG001 - its callback has done the work
     as_json: options.Json = False,
@@ -55,7 +76,10 @@ def worker(
 
     session = Session.of(context, journal=journal, as_json=as_json)
     wanted = _parse_queues(queues)
-    with session.environment() as environment:
+    with (
+        session.environment() as environment,
+        _metrics(session, environment, metrics_host, metrics_port),
+    ):
         if environment.settings.journal.startswith("sqlite"):
             code = work_all(session, environment, once=once, threads=concurrency or THREADS)
         else:
@@ -63,6 +87,26 @@ def worker(
                 session, environment, once=once, queues=wanted, concurrency=concurrency or AT_ONCE
             )
     raise typer.Exit(code)
+
+
+@contextmanager
+def _metrics(
+    session: Session, environment: "Environment", host: str, port: int | None
+) -> Iterator[None]:
+    """Serves metrics meanwhile, where a port was given."""
+    if port is None:
+        yield
+        return
+    from embatch.runs.measures import read_figures
+
+    try:
+        from embatch.observe.metrics import serve
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed: pip install 'embatch[serve]'") from None
+    journal, now = environment.journal, environment.now
+    with serve(lambda: read_figures(journal, now=now()), host=host, port=port) as bound:
+        session.note(f"metrics: http://{host}:{bound}/metrics")
+        yield
 
 
 def workers(

@@ -1,6 +1,7 @@
 """The application: routes over one journal."""
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from embatch.errors import EmbatchError, InvalidRequestError, JournalError, NotF
 from embatch.hooks import Hooks
 from embatch.journal.records import BatchRecord, RunRecord
 from embatch.journal.store import Journal
+from embatch.runs.measures import read_figures
 
 log = logging.getLogger("embatch.dashboard")
 
@@ -159,7 +161,10 @@ class Dashboard:
     async def _metrics(self, request: Request) -> Response:  # noqa: ARG002 - every endpoint's form
         from embatch.observe.metrics import render
 
-        body, media_type = await to_thread.run_sync(lambda: render(self._journal))
+        def page() -> tuple[bytes, str]:
+            return render(lambda: read_figures(self._journal, now=time.time()))
+
+        body, media_type = await to_thread.run_sync(page)
         return Response(body, headers={"Content-Type": media_type})
 
     async def _health(self, _: Request) -> Response:

@@ -12,6 +12,7 @@ from embatch.execution.keeper import HeldLease, LeaseKeeper
 from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
+from embatch.observe.durations import STEPS
 from embatch.runs.accounts import stop_over_budget
 from embatch.runs.admission import begin_ahead
 from embatch.runs.advance import advance
@@ -114,7 +115,7 @@ def room_for_new(context: RunContext, *, late: bool) -> dict[str, Any]:
 
 def take_step(claim: Claim, context: RunContext, lease: HeldLease) -> Outcome:
     """One step of a batch. A run that nothing can help any more is failed."""
-    outcome = advance(claim, context, lease.is_held)
+    outcome = STEPS.time(claim.batch.state.value, lambda: advance(claim, context, lease.is_held))
     if isinstance(outcome, Stuck):
         if outcome.hopeless or not context.provider.limits.billed:
             fail_run(context.journal, claim.batch.run_id, outcome.error, now=context.now())
@@ -128,7 +129,7 @@ def take_finish(context: RunContext, token: str) -> Outcome | None:
     leases = context.journal.leases
     if context.run().state is not RunState.RUNNING or leases.has_steps(context.run_id):
         return None
-    return finish_run(context, token)
+    return STEPS.time("finish", lambda: finish_run(context, token))
 
 
 def record(

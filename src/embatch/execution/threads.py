@@ -29,6 +29,7 @@ from embatch.execution.steps import (
 from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
+from embatch.observe.durations import STEPS
 from embatch.process import is_known_dead, owner_identity
 from embatch.runs.context import RunContext
 from embatch.runs.outcomes import After, Outcome, OverBudget, Stuck
@@ -279,7 +280,7 @@ class ThreadExecutor:
         def stopping() -> bool:
             return lease.lost or self._stopping.is_set()
 
-        advance_planning(context, lease.token, stopping)
+        STEPS.time("planning", lambda: advance_planning(context, lease.token, stopping))
 
     def _finish(self, context: RunContext, lease: HeldLease) -> None:
         outcome = take_finish(context, lease.token)

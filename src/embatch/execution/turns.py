@@ -39,6 +39,7 @@ from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.journal.workers import Queue, queue_of
+from embatch.observe.durations import STEPS
 from embatch.process import is_known_dead, owner_identity
 from embatch.runs.context import RunContext
 from embatch.runs.outcomes import After, Now, Outcome
@@ -304,7 +305,11 @@ class Turns:
 
     def _plan(self, context: RunContext, lease: HeldLease) -> None:
         _require_inputs(context)
-        advance_planning(context, lease.token, lambda: lease.lost or self._stopping.is_set())
+
+        def stopping() -> bool:
+            return lease.lost or self._stopping.is_set()
+
+        STEPS.time("planning", lambda: advance_planning(context, lease.token, stopping))
 
     def _planned(self, run: RunRecord, _: Outcome | None) -> Sequence[Job]:
         dispatch = job_of(run, "dispatch")

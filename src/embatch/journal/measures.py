@@ -16,7 +16,6 @@ from embatch.journal.schema import (
     notifications_table,
     quotas_table,
     runs_table,
-    workers_table,
 )
 from embatch.types.state import BatchState
 
@@ -26,12 +25,15 @@ NO_RETRY = ("stuck", "low_success_rate", "resumed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSums:
-    """The batches of a run that stand in one state."""
+    """The batches of one kind of a run that stand in one state."""
 
     run_id: str
     state: BatchState
+    kind: str
     batches: int
     items: int
+    planned: int
+    """Items of those that are no other batch's child."""
     written: int
     """Rows in their parts."""
     oldest_at: float | None
@@ -44,6 +46,7 @@ class LedgerSums:
 
     run_id: str
     kind: str
+    rows: int
     tokens: int
     spent_usd: float
     reserved_usd: float
@@ -56,9 +59,7 @@ class RunSums:
     id: str
     state: str
     space: Mapping[str, Any]
-    tags: Mapping[str, str]
     rows: int | None
-    created_at: float
     failed: int
 
 
@@ -76,7 +77,6 @@ class Measures:
     """Events that had something sent again, by kind."""
     notifications_waiting: int
     notifications_given_up: int
-    workers_alive: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +101,8 @@ class MeasureTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def read(self, *, now: float, alive_s: float) -> Measures:
-        """All figures. A worker counts as alive that was seen in the last `alive_s` seconds."""
+    def read(self) -> Measures:
+        """All figures, as they stood at one moment."""
         batch, ledger = batches_table.c, ledger_table.c
         outbox, event = notifications_table.c, events_table.c
         settled, open_ = ledger.state == "settled", ledger.state == "reserved"
@@ -115,24 +115,26 @@ class MeasureTable:
             }
             runs = connection.execute(
                 select(
-                    *(runs_table.c[name] for name in ("id", "state", "space", "tags", "rows")),
-                    runs_table.c.created_at,
+                    *(runs_table.c[name] for name in ("id", "state", "space", "rows")),
                 ).order_by(runs_table.c.created_at.desc(), runs_table.c.id)
             ).all()
             batches = connection.execute(
                 select(
                     batch.run_id,
                     batch.state,
+                    batch.kind,
                     func.count(),
                     func.sum(batch["items"]),
+                    func.coalesce(func.sum(batch["items"]).filter(batch.parent_id.is_(None)), 0),
                     func.coalesce(func.sum(batch.part_rows), 0),
                     func.min(batch.submitted_at),
-                ).group_by(batch.run_id, batch.state)
+                ).group_by(batch.run_id, batch.state, batch.kind)
             ).all()
             bought = connection.execute(
                 select(
                     ledger.run_id,
                     ledger.kind,
+                    func.coalesce(func.sum(ledger["rows"]).filter(settled), 0),
                     func.coalesce(func.sum(ledger.tokens).filter(settled), 0),
                     func.coalesce(func.sum(ledger.usd).filter(settled), 0.0),
                     func.coalesce(func.sum(ledger.usd_bound).filter(open_), 0.0),
@@ -150,22 +152,13 @@ class MeasureTable:
                     func.count().filter(outbox.given_up_at.is_not(None)),
                 ).where(outbox.delivered_at.is_(None))
             ).one()
-            alive = connection.execute(
-                select(func.count())
-                .select_from(workers_table)
-                .where(
-                    workers_table.c.seen_at >= now - alive_s, workers_table.c.stopped_at.is_(None)
-                )
-            ).scalar_one()
         return Measures(
             runs=tuple(
                 RunSums(
                     id=run.id,
                     state=run.state,
                     space=run.space,
-                    tags=run.tags,
                     rows=run.rows,
-                    created_at=run.created_at,
                     failed=failed.get(run.id, 0),
                 )
                 for run in runs
@@ -174,28 +167,30 @@ class MeasureTable:
                 BatchSums(
                     run_id=run_id,
                     state=BatchState(state),
+                    kind=kind,
                     batches=int(count),
                     items=int(items),
+                    planned=int(planned),
                     written=int(written),
                     oldest_at=oldest,
                 )
-                for run_id, state, count, items, written, oldest in batches
+                for run_id, state, kind, count, items, planned, written, oldest in batches
             ),
             ledger=tuple(
                 LedgerSums(
                     run_id=run_id,
                     kind=kind,
+                    rows=int(rows),
                     tokens=int(tokens),
                     spent_usd=float(spent),
                     reserved_usd=float(reserved),
                 )
-                for run_id, kind, tokens, spent, reserved in bought
+                for run_id, kind, rows, tokens, spent, reserved in bought
             ),
             beliefs={str(scope): belief for scope, belief in beliefs},
             retries={str(kind): int(count) for kind, count in retries if kind not in NO_RETRY},
             notifications_waiting=int(waiting),
             notifications_given_up=int(given_up),
-            workers_alive=int(alive),
         )
 
     def standing(self, run_id: str, *, before: float) -> Standing:

@@ -135,12 +135,17 @@ def _failed(sums: Mapping[PurchaseKind, KindSums]) -> int:
 
 
 def _saved(price: Price, bought: KindSums, counts: RunCounts) -> Saved:
+    return saved_by(price, bought, copies=counts.copies, reused=counts.reused)
+
+
+def saved_by(price: Price, bought: KindSums, *, copies: int, reused: int) -> Saved:
+    """What a run has not spent that bought so much in batches, and did not buy these rows."""
     tokens_a_row = bought.tokens / bought.rows if bought.rows else 0.0
     of_row = price.of_batch(1) * tokens_a_row
     return Saved(
         batch_price=price.of_calls(bought.tokens) - price.of_batch(bought.tokens),
-        dedupe=of_row * counts.copies,
-        reuse=of_row * counts.reused,
+        dedupe=of_row * copies,
+        reuse=of_row * reused,
     )
 
 
