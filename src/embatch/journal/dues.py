@@ -5,21 +5,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 
+from embatch.journal.conditions import SENT, under_way
 from embatch.journal.database import Database
 from embatch.journal.gates import Gate
 from embatch.journal.leases import Claim
 from embatch.journal.refusals import repeated
 from embatch.journal.rows import batch_record
-from embatch.journal.schema import batches_table, runs_table
-from embatch.types.state import FINAL_BATCH_STATES, BatchState, RunState
-
-_UNDER_WAY = tuple(
-    state.value
-    for state in BatchState
-    if state not in FINAL_BATCH_STATES and state is not BatchState.PLANNED
-)
-_UNSENT = (BatchState.UPLOADING.value, BatchState.UPLOADED.value)
-_SENT = tuple(state for state in _UNDER_WAY if state not in _UNSENT)
+from embatch.journal.schema import UNDER_WAY_STATES, batches_table, runs_table
+from embatch.types.state import BatchState, RunState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +68,7 @@ class DueTable:
             rows = connection.execute(
                 select(table.id, table.next_at)
                 .where(
-                    *(table.run_id == run_id, table.state.in_(_UNDER_WAY), table.next_at <= by),
+                    *(table.run_id == run_id, under_way(), table.next_at <= by),
                     _is_free(self._database.lease_now(connection)),
                 )
                 .order_by(table.next_at, table.number)
@@ -89,7 +82,7 @@ class DueTable:
         with self._database.read() as connection:
             row = connection.execute(
                 select(table.id, table.next_at).where(
-                    *(table.id == batch_id, table.state.in_(_UNDER_WAY)),
+                    *(table.id == batch_id, under_way()),
                     _is_free(self._database.lease_now(connection)),
                 )
             ).one_or_none()
@@ -121,8 +114,8 @@ class DueTable:
 def _moving(state: str) -> tuple[str, ...] | None:
     """The states in which batches of a run in `state` take steps; None when none does."""
     if state == RunState.PARKED:
-        return _SENT
-    return _UNDER_WAY if state in (RunState.PLANNING, RunState.RUNNING) else None
+        return SENT
+    return UNDER_WAY_STATES if state in (RunState.PLANNING, RunState.RUNNING) else None
 
 
 def _is_free(lease_now: float) -> ColumnElement[bool]:

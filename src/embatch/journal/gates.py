@@ -3,14 +3,24 @@
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, false, func, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    exists,
+    false,
+    func,
+    literal_column,
+    select,
+    true,
+)
 
 from embatch.journal.schema import batches_table, runs_table
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
 DIRECT: Final = "direct:"
 """What the labels of batches begin with that were embedded at once."""
-_FINAL: Final = tuple(state.value for state in FINAL_BATCH_STATES)
+_UNFINISHED: Final = tuple(state.value for state in BatchState if state not in FINAL_BATCH_STATES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +53,6 @@ class Gate:
         """Of planned batches for the provider: those that the probe does not hold back."""
         return true() if self.probe_row is None else batches_table.c.row_min <= self.probe_row
 
-    def unfinished(self) -> ColumnElement[bool]:
-        """Of all batches: those of the run that need a step, now or later."""
-        table = batches_table.c
-        open_ = and_(table.run_id == self.run_id, table.state.not_in(_FINAL))
-        return open_ if self.audit_rows is None else or_(open_, self.audited_too_little())
-
     def held_back(self) -> ColumnElement[bool]:
         """Of all batches: the new ones for the provider that wait for the probe."""
         table = batches_table.c
@@ -61,11 +65,11 @@ class Gate:
         What was embedded at once came from the API that audits ask.
         """
         table = batches_table.c
-        audited = func.coalesce(table.audited, 0)  # none while audits were off
+        audited = func.coalesce(table.audited, literal_column("0"))  # none while audits were off
         return and_(
             table.run_id == self.run_id,
-            table.state == BatchState.PUBLISHED.value,
-            table.kind == "embed",
+            table.state == literal_column(f"'{BatchState.PUBLISHED.value}'"),
+            table.kind == literal_column("'embed'"),
             func.coalesce(table.label, "").not_like(f"{DIRECT}%"),
             audited < (self.audit_rows or 0),
             audited < table.part_rows,
@@ -80,6 +84,6 @@ def _probe_row(connection: Connection, run_id: str, plan: Any, config: Any) -> i
     table = batches_table.c
     of_probe = [table.run_id == run_id, table.kind == "embed", table.row_min <= last]
     published = exists().where(*of_probe, table.state == BatchState.PUBLISHED.value)
-    undecided = exists().where(*of_probe, table.state.not_in(_FINAL))
+    undecided = exists().where(*of_probe, table.state.in_(_UNFINISHED))
     waits = connection.execute(select(and_(undecided, ~published))).scalar()
     return int(last) if waits else None

@@ -8,18 +8,31 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Table,
     and_,
-    case,
-    exists,
+    false,
     func,
+    literal_column,
     or_,
     select,
     update,
 )
-from sqlalchemy.sql.selectable import ScalarSelect
 
 from embatch.errors import LeaseLostError
+from embatch.journal.conditions import (
+    NO_ROW,
+    SENT,
+    UNSENT,
+    free,
+    frontier,
+    has_room,
+    held,
+    is_worked,
+    moves,
+    planned,
+    short_of_money,
+    soonest_lost,
+    under_way,
+)
 from embatch.journal.database import Database
 from embatch.journal.gates import Gate
 from embatch.journal.outbox import enter_person
@@ -27,27 +40,9 @@ from embatch.journal.records import BatchRecord
 from embatch.journal.refusals import repeated
 from embatch.journal.rows import batch_record
 from embatch.journal.schema import batches_table, events_table, runs_table
-from embatch.types.state import FINAL_BATCH_STATES, BatchState, RunState
 
-_NO_ROW = 2**62
-PRESSING_S = 12 * 3600.0
-"""Results that the provider keeps for no longer than this, in seconds, are read first."""
 RECENT_S = 60.0
 """A run whose due step is no older than this, in seconds, counts as worked on."""
-_ACTIVE = tuple(
-    state.value
-    for state in BatchState
-    if state not in FINAL_BATCH_STATES and state is not BatchState.PLANNED
-)
-_UNFINISHED = (*_ACTIVE, BatchState.PLANNED.value)
-_UNSENT = (BatchState.PLANNED.value, BatchState.UPLOADING.value, BatchState.UPLOADED.value)
-_SENT = tuple(state for state in _ACTIVE if state not in _UNSENT)
-_OCCUPYING = (
-    BatchState.UPLOADING.value,
-    BatchState.UPLOADED.value,
-    BatchState.SUBMITTING.value,
-    BatchState.SUBMITTED.value,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,67 +75,42 @@ class LeaseTable:
         """The next batch of a run that is due for a step, leased; None when none is.
 
         Batches under way come before new ones, those first whose results the provider lets go of
-        soon; with `new_only` they are left to others. New ones only while fewer than `max_in_flight`
-        occupy the provider, and of these fewer than `max_ahead` wait for their create; copies only
-        when no unfinished batch may still own their texts. Of a `parked` run nothing is sent.
+        soon; with `new_only` they are left to others. New ones only while fewer than
+        `max_in_flight` occupy the provider, and of these fewer than `max_ahead` wait for their
+        create; copies only when no unfinished batch may still own their texts. Of a `parked` run
+        nothing is sent.
         """
         with self._database.write(run_id) as connection:
             lease_now = self._database.lease_now(connection)
-            free = _free(batches_table, lease_now)
-            table = batches_table.c
+            table, gate = batches_table.c, Gate.of(connection, run_id)
+            unheld = free(batches_table, lease_now)
             mine = and_(
-                *(table.run_id == run_id, _is_worked(run_id, parked=parked), free),
-                *(table.next_at <= now, _moves()),
+                *(table.run_id == run_id, is_worked(run_id, parked=parked), unheld),
+                *(table.next_at <= now, moves()),
             )
-            planned = table.state == BatchState.PLANNED.value
-            gate = Gate.of(connection, run_id)
             found = None
             if not new_only:
-                found = connection.execute(
-                    select(table.id)
-                    .where(mine, table.state.in_(_SENT if parked else _ACTIVE))
-                    .order_by(*_soonest_lost(now), table.next_at, table.number)
-                    .limit(1)
-                    .with_for_update(skip_locked=True)
-                ).scalar()
+                begun = and_(mine, under_way(), *([table.state.in_(SENT)] if parked else []))
+                order = (*soonest_lost(now), table.next_at, table.number)
+                found = _first(connection, begun, *order)
             if found is None and gate.audit_rows is not None:
-                found = connection.execute(
-                    select(table.id)
-                    .where(mine, gate.audited_too_little())
-                    .order_by(table.number)
-                    .limit(1)
-                    .with_for_update(skip_locked=True)
-                ).scalar()
-            begun = and_(planned, table.kind == "embed", gate.may_begin())
-            room = not parked and _has_room(connection, run_id, max_in_flight, max_ahead)
-            if found is None and room:
-                found = connection.execute(
-                    select(table.id)
-                    .where(mine, begun, ~_short_of_money(run_id, now))
-                    .order_by(table.row_min, table.number)
-                    .limit(1)
-                    .with_for_update(skip_locked=True)
-                ).scalar()
+                found = _first(connection, and_(mine, gate.audited_too_little()), table.number)
+            bounds = (max_in_flight, max_ahead)
+            if (
+                found is None
+                and not parked
+                and has_room(connection, run_id, *bounds, lease_now=lease_now)
+            ):
+                new = and_(table.kind == "embed", gate.may_begin(), ~short_of_money(run_id, now))
+                found = _first(connection, and_(mine, planned(), new), *_IN_ROWS)
             if found is None:
-                frontier = connection.execute(select(_frontier(run_id))).scalar()
-                ripe = table.owner_max < frontier if frontier is not None else planned
-                found = connection.execute(
-                    select(table.id)
-                    .where(
-                        mine,
-                        planned,
-                        or_(table.kind == "reused", and_(table.kind == "copies", ripe)),
-                    )
-                    .order_by(table.row_min, table.number)
-                    .limit(1)
-                    .with_for_update(skip_locked=True)
-                ).scalar()
+                found = _first_copy(connection, run_id, mine)
             if found is None:
                 return None
             token = secrets.token_hex(8)
             row = connection.execute(
                 update(batches_table)
-                .where(table.id == found, free)
+                .where(table.id == found, unheld)
                 .values(lease_owner=owner, lease_token=token, lease_expires_at=lease_now + lease_s)
                 .returning(*batches_table.c)
             ).one_or_none()
@@ -154,7 +124,7 @@ class LeaseTable:
             lease_now = self._database.lease_now(connection)
             row = connection.execute(
                 update(batches_table)
-                .where(batches_table.c.id == batch_id, _free(batches_table, lease_now))
+                .where(batches_table.c.id == batch_id, free(batches_table, lease_now))
                 .values(lease_owner=owner, lease_token=token, lease_expires_at=lease_now + lease_s)
                 .returning(*batches_table.c)
             ).one_or_none()
@@ -198,7 +168,7 @@ class LeaseTable:
             token = secrets.token_hex(8)
             changed = connection.execute(
                 update(runs_table)
-                .where(runs_table.c.id == run_id, _free(runs_table, lease_now))
+                .where(runs_table.c.id == run_id, free(runs_table, lease_now))
                 .values(lease_owner=owner, lease_token=token, lease_expires_at=lease_now + lease_s)
             )
             return token if changed.rowcount == 1 else None
@@ -254,11 +224,14 @@ class LeaseTable:
 
     def has_steps(self, run_id: str) -> bool:
         """Some batch of the run still needs a step, now or later."""
-        table = batches_table.c
+        mine = batches_table.c.run_id == run_id
         with self._database.read() as connection:
-            unfinished = Gate.of(connection, run_id).unfinished()
-            left = connection.execute(select(table.id).where(unfinished).limit(1)).first()
-        return left is not None
+            gate = Gate.of(connection, run_id)
+            return (
+                _is_any(connection, mine, under_way())
+                or _is_any(connection, mine, planned())
+                or (gate.audit_rows is not None and _is_any(connection, gate.audited_too_little()))
+            )
 
     def is_probing(self, run_id: str) -> bool:
         """The run's probe is not decided: nothing else may be begun."""
@@ -268,22 +241,23 @@ class LeaseTable:
     def waits_for_person(self, run_id: str) -> bool:
         """Batches of the run wait for a person, and no other can move before they do."""
         table = batches_table.c
+        mine = table.run_id == run_id
         with self._database.read() as connection:
-            frontier = connection.execute(select(_frontier(run_id))).scalar()
             gate = Gate.of(connection, run_id)
+            doubtful = gate.audited_too_little() if gate.audit_rows is not None else false()
+            blocked = and_(mine, table.blocked_reason == "person")
+            if not _is_any(connection, blocked, or_(under_way(), planned(), doubtful)):
+                return False
+            if _is_any(connection, mine, under_way(), moves()):
+                return False
+            if gate.audit_rows is not None and _is_any(connection, doubtful, moves()):
+                return False
+            lowest = connection.execute(select(frontier(run_id))).scalar()
             waiting = and_(
-                table.kind == "copies",
-                table.state == BatchState.PLANNED.value,
-                table.owner_max >= (_NO_ROW if frontier is None else frontier),
+                table.kind == "copies", table.owner_max >= (NO_ROW if lowest is None else lowest)
             )
-            held_back = or_(waiting, gate.held_back())
-            blocked, moving = connection.execute(
-                select(
-                    func.count().filter(~_moves()),
-                    func.count().filter(_moves(), ~held_back),
-                ).where(gate.unfinished())
-            ).one()
-        return bool(blocked) and not moving
+            new = and_(mine, planned(), moves())
+            return not _is_any(connection, new, ~or_(waiting, gate.held_back()))
 
     def next_due(self, run_id: str, *, parked: bool = False) -> float | None:
         """When the next step that nobody has in hand is due; None when there is none.
@@ -292,23 +266,25 @@ class LeaseTable:
         makes room for them. Of a `parked` run nothing is sent.
         """
         table = batches_table.c
+        mine = table.run_id == run_id
         with self._database.read() as connection:
             gate = Gate.of(connection, run_id)
-            free = _free(batches_table, self._database.lease_now(connection))
-            unsent = _UNSENT if parked else (BatchState.PLANNED.value,)
-            under_way = connection.execute(
-                select(func.count(), func.min(table.next_at).filter(free)).where(
-                    gate.unfinished(), table.state.not_in(unsent), _moves()
-                )
-            ).one()
-            if under_way[0] or parked:
-                due: float | None = under_way[1]
-                return due
+            unheld = free(batches_table, self._database.lease_now(connection))
+            counted = [and_(mine, under_way(), *([table.state.not_in(UNSENT)] if parked else []))]
+            if gate.audit_rows is not None:
+                counted.append(gate.audited_too_little())
+            moments = []
+            for begun in counted:
+                count, due = connection.execute(
+                    select(func.count(), func.min(table.next_at).filter(unheld)).where(
+                        begun, moves()
+                    )
+                ).one()
+                moments += [due] if count else []
+            if moments or parked:
+                return min((due for due in moments if due is not None), default=None)
             return connection.execute(
-                select(func.min(table.next_at)).where(
-                    *(table.run_id == run_id, table.state == BatchState.PLANNED.value),
-                    *(_moves(), ~gate.held_back()),
-                )
+                select(func.min(table.next_at)).where(mine, planned(), moves(), ~gate.held_back())
             ).scalar()
 
     def is_worked(self, run_id: str, *, now: float) -> bool:
@@ -316,20 +292,15 @@ class LeaseTable:
         table = batches_table.c
         with self._database.read() as connection:
             lease_now = self._database.lease_now(connection)
-            held = connection.execute(
-                select(table.id)
-                .where(table.run_id == run_id, table.lease_expires_at >= lease_now)
-                .limit(1)
-            ).first()
-            planned = connection.execute(
-                select(runs_table.c.id).where(
-                    runs_table.c.id == run_id, runs_table.c.lease_expires_at >= lease_now
-                )
-            ).first()
+            if _is_any(connection, table.run_id == run_id, held(batches_table, lease_now)):
+                return True
+            planner = select(runs_table.c.id).where(
+                runs_table.c.id == run_id, held(runs_table, lease_now)
+            )
+            if connection.execute(planner).first() is not None:
+                return True
             due = connection.execute(
-                select(func.min(table.next_at)).where(
-                    table.run_id == run_id, table.state.in_(_ACTIVE)
-                )
+                select(func.min(table.next_at)).where(table.run_id == run_id, under_way())
             ).scalar()
             latest = connection.execute(
                 select(events_table.c.at)
@@ -339,73 +310,37 @@ class LeaseTable:
             ).scalar()
         # A batch under way is due again long before anything happens to it.
         moved = latest if due is None else due
-        return held is not None or planned is not None or (moved or 0.0) > now - RECENT_S
+        return (moved or 0.0) > now - RECENT_S
 
 
-def _free(table: Table, lease_now: float) -> ColumnElement[bool]:
-    return or_(table.c.lease_token.is_(None), table.c.lease_expires_at < lease_now)
+_IN_ROWS = (batches_table.c.row_min, batches_table.c.number)
 
 
-def _moves() -> ColumnElement[bool]:
-    """It waits for no person."""
-    reason = batches_table.c.blocked_reason
-    return or_(reason.is_(None), reason != "person")
+def _first(
+    connection: Connection, where: ColumnElement[bool], *order: ColumnElement[Any]
+) -> int | None:
+    """The first batch that no other transaction has in hand, for this one alone."""
+    found: int | None = connection.execute(
+        select(batches_table.c.id)
+        .where(where)
+        .order_by(*order)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).scalar()
+    return found
 
 
-def _soonest_lost(now: float) -> tuple[ColumnElement[Any], ...]:
-    """Batches whose results the provider keeps for little longer, the most pressing first."""
-    until = batches_table.c.results_until
-    pressing = and_(until.is_not(None), until < now + PRESSING_S)
-    return (case((pressing, 0), else_=1), case((pressing, until), else_=0.0))
-
-
-def _short_of_money(run_id: str, now: float) -> ColumnElement[bool]:
-    """A new batch of the run waits for money: others would find none either."""
-    waiting = batches_table.alias("waiting").c
-    return (
-        exists()
-        .where(
-            waiting.run_id == run_id,
-            waiting.state == BatchState.PLANNED.value,
-            waiting.next_at > now,
-            waiting.blocked_reason == "budget",
-        )
-        .correlate(None)
-    )
-
-
-def _is_worked(run_id: str, *, parked: bool) -> ColumnElement[bool]:
-    """The run is in a state in which its batches move, or some of them."""
-    states = [RunState.PARKED] if parked else [RunState.PLANNING, RunState.RUNNING]
-    return (
-        select(runs_table.c.id)
-        .where(runs_table.c.id == run_id, runs_table.c.state.in_([state.value for state in states]))
-        .exists()
-    )
-
-
-def _has_room(
-    connection: Connection, run_id: str, max_in_flight: int, max_ahead: int | None
-) -> bool:
-    """Another batch may begin."""
+def _first_copy(connection: Connection, run_id: str, mine: ColumnElement[bool]) -> int | None:
+    """The first new batch whose vectors are there already: reused, or copies of finished rows."""
     table = batches_table.c
-    waiting = table.state.in_((BatchState.UPLOADING.value, BatchState.UPLOADED.value))
-    occupying, ahead = connection.execute(
-        select(func.count(), func.count().filter(waiting)).where(
-            table.run_id == run_id, table.state.in_(_OCCUPYING), _moves()
-        )
-    ).one()
-    return int(occupying) < max_in_flight and (max_ahead is None or int(ahead) < max_ahead)
+    reused = _first(connection, and_(mine, planned(), table.kind == "reused"), *_IN_ROWS)
+    if reused is not None:
+        return reused
+    copies = and_(mine, planned(), table.kind == literal_column("'copies'"))
+    lowest = connection.execute(select(frontier(run_id))).scalar()
+    ripe = copies if lowest is None else and_(copies, table.owner_max < lowest)
+    return _first(connection, ripe, table.owner_max, table.number)
 
 
-def _frontier(run_id: str) -> ScalarSelect[int | None]:
-    """The lowest row that an unfinished batch may still bring; one index look-up a state."""
-    table = batches_table.c
-    lowest = [
-        select(func.min(table.row_min).label("row_min")).where(
-            table.run_id == run_id, table.kind == "embed", table.state == state
-        )
-        for state in _UNFINISHED
-    ]
-    union = lowest[0].union_all(*lowest[1:]).subquery()
-    return select(func.min(union.c.row_min)).scalar_subquery()
+def _is_any(connection: Connection, *where: ColumnElement[bool]) -> bool:
+    return connection.execute(select(batches_table.c.id).where(*where).limit(1)).first() is not None

@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from embatch.errors import BudgetExceededError
+from embatch.journal.conditions import under_way
 from embatch.journal.purchases import (
     Bought,
     Purchase,
@@ -22,15 +23,19 @@ from embatch.journal.purchases import (
     dollars,
 )
 from embatch.journal.rows import sooner
-from embatch.journal.schema import batches_table, jobs_table, ledger_table, runs_table
+from embatch.journal.schema import (
+    UNDER_WAY_STATES,
+    batches_table,
+    jobs_table,
+    ledger_table,
+    runs_table,
+)
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
 ROUNDING_USD: Final = 1e-12
 """What sums of dollars may be off by."""
-_AT_REST: Final = tuple(
-    state.value for state in (*FINAL_BATCH_STATES, BatchState.PLANNED, BatchState.CANCELLED)
-)
-"""States of batches that free no money by themselves."""
+_FREES: Final = tuple(state for state in UNDER_WAY_STATES if state != BatchState.CANCELLED.value)
+"""States of batches that free money by themselves."""
 
 Change = Callable[[Connection], None]
 """Something done in the transaction of a batch's change of state: `Step.move(also=[…])`."""
@@ -281,21 +286,21 @@ def something_moves(connection: Connection, run_id: str, *, but: int | None = No
     """A batch of the run, `but` one, is under way or being begun, or costs nothing, and waits for
     no money."""
     table = batches_table.c
-    planned = table.state == BatchState.PLANNED.value
-    begun = planned & table.lease_token.is_not(None) & (table.kind == "embed")
-    free = planned & (table.kind == "reused")
     waits = table.blocked_reason.in_(("budget", "person"))
-    found = connection.execute(
-        select(table.id)
-        .where(
-            table.run_id == run_id,
-            table.id != (but or 0),
-            or_(table.state.not_in(_AT_REST), begun, free),
-            or_(table.blocked_reason.is_(None), ~waits),
+    others = and_(
+        table.run_id == run_id,
+        table.id != (but or 0),
+        or_(table.blocked_reason.is_(None), ~waits),
+    )
+    new = table.state == BatchState.PLANNED.value
+    return any(
+        connection.execute(select(table.id).where(others, moves).limit(1)).first() is not None
+        for moves in (
+            and_(under_way(), table.state.in_(_FREES)),
+            and_(table.lease_token.is_not(None), new, table.kind == "embed"),
+            and_(new, table.kind == "reused"),
         )
-        .limit(1)
-    ).first()
-    return found is not None
+    )
 
 
 def _unblock(connection: Connection, batch_id: int | None) -> None:

@@ -38,7 +38,8 @@ def read_outlook(connection: Connection, run_id: str) -> Outlook:
             table.submitted_at.is_not(None),
             table.finished_at.is_not(None),
         )
-        .order_by(table.finished_at.desc())
+        # A published batch's next_at is the moment of its last step; the index has it in order.
+        .order_by(table.next_at.desc())
         .limit(LATEST)
     ).scalars()
     since = connection.execute(

@@ -98,12 +98,11 @@ class QuotaTable:
         table = batches_table.c
         unsent = [BatchState.PLANNED.value, BatchState.UPLOADING.value, BatchState.UPLOADED.value]
         with self._database.read() as connection:
-            unsent_ones, held = connection.execute(
-                select(func.count(), func.count(table.lease_token)).where(
-                    table.run_id == run_id, table.kind == "embed", table.state.in_(unsent)
-                )
-            ).one()
-        return bool(unsent_ones) and not held
+            mine = and_(table.run_id == run_id, table.kind == "embed", table.state.in_(unsent))
+            in_hand = and_(mine, table.lease_token.is_not(None))
+            if connection.execute(select(table.id).where(in_hand).limit(1)).first() is not None:
+                return False
+            return connection.execute(select(table.id).where(mine).limit(1)).first() is not None
 
     @repeated
     def look_sooner(self, run_id: str, *, by: float) -> None:

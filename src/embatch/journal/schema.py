@@ -17,6 +17,7 @@ from sqlalchemy import (
 )
 
 from embatch.journal.texts import AnyText
+from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
 metadata = MetaData()
 
@@ -26,6 +27,18 @@ MARKED_EVENTS = (
     "'input_lost', 'misaligned', 'part_lost')"
 )
 """Kinds of events that are looked for among millions: an index holds these alone."""
+
+UNDER_WAY_STATES = tuple(
+    state.value
+    for state in BatchState
+    if state not in FINAL_BATCH_STATES and state is not BatchState.PLANNED
+)
+"""States of batches that are begun and not at their end: few, however large the run."""
+_UNDER_WAY = text(f"state IN ({', '.join(repr(state) for state in UNDER_WAY_STATES)})")
+_LEASED = text("lease_token IS NOT NULL")
+_BLOCKED = text("blocked_reason IS NOT NULL")
+_NEW_COPIES = text("state = 'planned' AND kind = 'copies'")
+_PUBLISHED = text("state = 'published' AND kind = 'embed'")
 
 _big = BigInteger().with_variant(Integer, "sqlite")
 """64 bits everywhere; SQLite numbers rows by itself only in a column called INTEGER."""
@@ -71,6 +84,7 @@ runs_table = Table(
     Column("lease_owner", AnyText()),
     Column("lease_token", AnyText()),
     Column("lease_expires_at", Float),
+    Index("runs_by_lease", "lease_token", sqlite_where=_LEASED, postgresql_where=_LEASED),
 )
 
 batches_table = Table(
@@ -136,11 +150,31 @@ batches_table = Table(
     Index("batches_due", "run_id", "state", "next_at"),
     Index("batches_frontier", "run_id", "kind", "state", "row_min"),
     Index("batches_by_parts", "run_id", "part_row_min", "part_row_max"),
+    Index("batches_leased", "run_id", sqlite_where=_LEASED, postgresql_where=_LEASED),
+    Index("batches_by_lease", "lease_token", sqlite_where=_LEASED, postgresql_where=_LEASED),
     Index(
-        "batches_leased",
-        "lease_expires_at",
-        sqlite_where=text("lease_token IS NOT NULL"),
-        postgresql_where=text("lease_token IS NOT NULL"),
+        "batches_under_way",
+        *("run_id", "next_at"),
+        sqlite_where=_UNDER_WAY,
+        postgresql_where=_UNDER_WAY,
+    ),
+    Index(
+        "batches_blocked",
+        *("run_id", "blocked_reason"),
+        sqlite_where=_BLOCKED,
+        postgresql_where=_BLOCKED,
+    ),
+    Index(
+        "batches_to_copy",
+        *("run_id", "owner_max", "number"),
+        sqlite_where=_NEW_COPIES,
+        postgresql_where=_NEW_COPIES,
+    ),
+    Index(
+        "batches_by_audit",
+        *("run_id", text("coalesce(audited, 0)")),
+        sqlite_where=_PUBLISHED,
+        postgresql_where=_PUBLISHED,
     ),
 )
 

@@ -6,9 +6,9 @@ from math import inf
 from typing import Final
 
 from embatch.errors import ProviderUnavailableError, TransitionRefusedError
+from embatch.journal.conditions import PRESSING_S
 from embatch.journal.gates import DIRECT
 from embatch.journal.jobs import STUCK
-from embatch.journal.leases import PRESSING_S
 from embatch.journal.records import BatchRecord
 from embatch.journal.store import Journal
 from embatch.runs.outcomes import After, Now, Outcome, Stuck

@@ -7,6 +7,6 @@ context.configure(
     connection=connection,
     transactional_ddl=False,
     # Another program's version table may be visible further down the search path.
-    version_table_schema=context.config.attributes["schema"],
+    version_table_schema=context.config.attributes.get("schema"),
 )
 context.run_migrations()

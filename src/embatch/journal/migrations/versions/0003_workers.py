@@ -1,5 +1,7 @@
 """What many machines and those who watch them need: workers, notifications, events by time."""
 
+from collections.abc import Sequence
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -23,6 +25,34 @@ _FREE_TEXTS = {
     "ledger": ("ref", "again_why"),
 }
 """Columns whose lengths others decide. SQLite keeps strings of any length anyway."""
+
+
+_UNDER_WAY = (
+    "state IN ('uploading', 'uploaded', 'submitting', 'submitted', 'ready', 'collected', 'failed', "
+    "'expired', 'cancelled', 'quarantined')"
+)
+_LEASED = "lease_token IS NOT NULL"
+_PARTIAL: tuple[tuple[str, str, Sequence[str | sa.TextClause], str], ...] = (
+    ("batches_leased", "batches", ["run_id"], _LEASED),
+    ("batches_by_lease", "batches", ["lease_token"], _LEASED),
+    ("batches_under_way", "batches", ["run_id", "next_at"], _UNDER_WAY),
+    ("batches_blocked", "batches", ["run_id", "blocked_reason"], "blocked_reason IS NOT NULL"),
+    (
+        "batches_to_copy",
+        "batches",
+        ["run_id", "owner_max", "number"],
+        "state = 'planned' AND kind = 'copies'",
+    ),
+    (
+        "batches_by_audit",
+        "batches",
+        ["run_id", sa.text("coalesce(audited, 0)")],
+        "state = 'published' AND kind = 'embed'",
+    ),
+    ("runs_by_lease", "runs", ["lease_token"], _LEASED),
+)
+_BUSY = ("batches", "jobs", "ledger", "quotas", "runs", "workers")
+"""Tables whose rows change many times each."""
 
 
 def upgrade() -> None:
@@ -67,6 +97,7 @@ def upgrade() -> None:
     )
     op.create_index("notifications_due", "notifications", ["delivered_at", "next_at"])
     op.create_index("notifications_by_run", "notifications", ["run_id", "at"])
+    _index_what_moves()
     op.create_index("events_by_batch", "events", ["batch_id", "id"])
     op.create_index(
         "events_marked",
@@ -75,3 +106,17 @@ def upgrade() -> None:
         sqlite_where=sa.text(_MARKED),
         postgresql_where=sa.text(_MARKED),
     )
+
+
+def _index_what_moves() -> None:
+    """Indexes of the few batches that a step looks for, and room to keep them clean."""
+    op.drop_index("batches_leased", "batches")
+    for name, table, columns, where in _PARTIAL:
+        condition = sa.text(where)
+        op.create_index(name, table, columns, sqlite_where=condition, postgresql_where=condition)
+    if op.get_bind().dialect.name == "postgresql":
+        for table in _BUSY:
+            op.execute(
+                f"ALTER TABLE {table} SET (autovacuum_vacuum_scale_factor = 0.02, "
+                "autovacuum_analyze_scale_factor = 0.02)"
+            )
