@@ -155,6 +155,14 @@ def sum_ledgers(
     ).mappings()
     found: dict[str, dict[PurchaseKind, KindSums]] = {}
     for row in rows:
-        sums = {name: value for name, value in row.items() if name not in ("run_id", "kind")}
+        sums = {name: _plain(value) for name, value in row.items() if name not in _NAMES}
         found.setdefault(row["run_id"], {})[row["kind"]] = KindSums(**sums)
     return found
+
+
+_NAMES = ("run_id", "kind")
+
+
+def _plain(value: Any) -> int | float:
+    """PostgreSQL sums 64-bit columns as decimals."""
+    return value if isinstance(value, (int, float)) else int(value)

@@ -163,19 +163,19 @@ class ViewTable:
         """How rows went from state to state since `start`, from the run's events."""
         event, batch = events_table.c, batches_table.c
 
-        def step(at: Any) -> ColumnElement[int]:
-            return cast(func.floor((at - start) / step_s), Integer)
-
+        # The same element in both places: PostgreSQL does not group by what only looks the same.
+        begun = cast(func.floor((batch.created_at - start) / step_s), Integer)
+        at_step = cast(func.floor((event.at - start) / step_s), Integer)
         written = func.coalesce(batch.part_rows, batch["items"])
         rows = case((event.target == BatchState.PUBLISHED.value, written), else_=batch["items"])
         with self._database.read() as connection:
             entered = connection.execute(
-                select(step(batch.created_at), func.sum(batch["items"]))
+                select(begun, func.sum(batch["items"]))
                 .where(batch.run_id == run_id)
-                .group_by(step(batch.created_at))
+                .group_by(begun)
             ).all()
             adopted = connection.execute(
-                select(step(batch.created_at), func.sum(written))
+                select(begun, func.sum(written))
                 .where(
                     batch.run_id == run_id,
                     batch.state == BatchState.PUBLISHED.value,
@@ -184,13 +184,13 @@ class ViewTable:
                     batch.submitted_at.is_(None),
                     batch.created_at == batch.finished_at,
                 )
-                .group_by(step(batch.created_at))
+                .group_by(begun)
             ).all()
             moved = connection.execute(
-                select(step(event.at), event.source, event.target, func.sum(rows))
+                select(at_step, event.source, event.target, func.sum(rows))
                 .select_from(events_table.join(batches_table, batch.id == event.batch_id))
                 .where(event.run_id == run_id, event.source.is_not(None))
-                .group_by(step(event.at), event.source, event.target)
+                .group_by(at_step, event.source, event.target)
             ).all()
         found = [(int(at), str(one), str(other), int(many)) for at, one, other, many in moved]
         planned, published = BatchState.PLANNED.value, BatchState.PUBLISHED.value
