@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embatch.errors import BudgetExceededError
-from embatch.journal.ledger import reservation, settlement
+from embatch.journal.ledger import reservation, roughly_committed, settlement
 from embatch.journal.purchases import Bought, Purchase, audit_ref, call_ref
 from embatch.journal.records import BatchRecord, NewBatch
 from embatch.journal.store import Journal
@@ -394,6 +394,12 @@ def test_an_audit_of_several_calls_draws_on_one_reservation(journal: Journal) ->
     assert journal.ledger.committed("r1") == (pytest.approx(0.02), 0.0)
 
 
+def running_sum(journal: Journal) -> float:
+    """What reservations are held against first."""
+    with journal._database.read() as connection:
+        return roughly_committed(connection, "r1")
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -438,6 +444,7 @@ def test_spent_and_open_never_pass_the_cap(
         except BudgetExceededError:
             pass
         assert sum(journal.ledger.committed("r1")) <= cap + 1e-9
+        assert running_sum(journal) == pytest.approx(sum(journal.ledger.committed("r1")))
 
 
 def _buy(url: str, name: str, times: int, begin: "threading.Barrier | None" = None) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, and_, case, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, exists, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -29,11 +29,14 @@ from embatch.journal.schema import (
     jobs_table,
     ledger_table,
     runs_table,
+    spending_table,
 )
 from embatch.types.state import FINAL_BATCH_STATES, BatchState
 
 ROUNDING_USD: Final = 1e-12
 """What sums of dollars may be off by."""
+DRIFT: Final = 1e-9
+"""What a running sum may be off by, as a share of it: 1e-16 a line, over ten million lines."""
 _FREES: Final = tuple(state for state in UNDER_WAY_STATES if state != BatchState.CANCELLED.value)
 """States of batches that free money by themselves."""
 
@@ -64,11 +67,13 @@ def reserve(connection: Connection, purchases: Sequence[Purchase], now: float) -
     rests = [_rest_of(connection, one) for one in purchases]
     cap = _cap(connection, run_id)
     if cap is not None:
-        spent, held = committed(connection, run_id, without=given_back)
-        held += math.fsum(usd for _, usd in rests)
+        left = math.fsum(usd for _, usd in rests)
         wanted = sum(math.inf if one.usd_bound is None else one.usd_bound for one in purchases)
-        if spent + held + wanted > cap + ROUNDING_USD:
-            raise _refusal(connection, purchases[0], cap, spent, held, wanted)
+        roughly = roughly_committed(connection, run_id, without=given_back)
+        if roughly + left + wanted > cap - DRIFT * (cap + roughly):
+            spent, held = committed(connection, run_id, without=given_back)
+            if spent + held + left + wanted > cap + ROUNDING_USD:
+                raise _refusal(connection, purchases[0], cap, spent, held + left, wanted)
     for one, rest in zip(purchases, rests, strict=True):
         if one.replaces is not None:
             _shrink(connection, one.replaces, rest, now)
@@ -210,6 +215,38 @@ def committed(
         ).where(table.run_id == run_id, table.ref.not_in(without))
     ).one()
     return float(row[0]), float(row[1])
+
+
+def roughly_committed(connection: Connection, run_id: str, *, without: Sequence[str] = ()) -> float:
+    """The sum of `committed`, at a cost that does not grow with the ledger.
+
+    It is kept line by line, so it may be off by less than `DRIFT` of all that was ever counted.
+    """
+    table, sums = ledger_table.c, spending_table.c
+    total = connection.execute(select(sums.spent + sums.held).where(sums.run_id == run_id)).scalar()
+    absent = connection.execute(
+        select(func.coalesce(func.sum(table.usd_bound), 0.0)).where(
+            table.ref == jobs_table.c.label,
+            *(jobs_table.c.run_id == run_id, jobs_table.c.state == "absent"),
+            *(table.state == "void", table.ref.not_in(without)),
+        )
+    ).scalar_one()
+    left_out = connection.execute(
+        select(func.coalesce(func.sum(_counted()), 0.0)).where(table.ref.in_(without))
+    ).scalar_one()
+    return float(total or 0.0) + float(absent) - float(left_out)
+
+
+def _counted() -> ColumnElement[Any]:
+    """What the triggers of the database add up of a line."""
+    table = ledger_table.c
+    uncounted = table.estimated & (table.usd_bound > table.usd)
+    return case(
+        (table.state == "reserved", func.coalesce(table.usd_bound, 0.0)),
+        ((table.state == "settled") & uncounted, table.usd_bound),
+        (table.state == "settled", func.coalesce(table.usd, 0.0)),
+        else_=0.0,
+    )
 
 
 def _rest_of(connection: Connection, purchase: Purchase) -> tuple[int, float]:

@@ -257,6 +257,15 @@ ledger_table = Table(
     Index("ledger_by_batch", "batch_id"),
 )
 
+spending_table = Table(
+    "spending",
+    metadata,
+    Column("run_id", AnyText(), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    Column("spent", Float, nullable=False),
+    Column("held", Float, nullable=False),
+)
+"""Sums over each run's ledger, kept by triggers of the database; see `ledger.roughly_committed`."""
+
 quotas_table = Table(
     "quotas",
     metadata,

@@ -98,6 +98,7 @@ def upgrade() -> None:
     op.create_index("notifications_due", "notifications", ["delivered_at", "next_at"])
     op.create_index("notifications_by_run", "notifications", ["run_id", "at"])
     _index_what_moves()
+    _sum_spending()
     op.create_index("events_by_batch", "events", ["batch_id", "id"])
     op.create_index(
         "events_marked",
@@ -120,3 +121,58 @@ def _index_what_moves() -> None:
                 f"ALTER TABLE {table} SET (autovacuum_vacuum_scale_factor = 0.02, "
                 "autovacuum_analyze_scale_factor = 0.02)"
             )
+
+
+_SPENT = "CASE WHEN {0}state = 'settled' THEN coalesce({0}usd, 0.0) ELSE 0.0 END"
+_HELD = (
+    "CASE WHEN {0}state = 'reserved' THEN coalesce({0}usd_bound, 0.0) "
+    "WHEN {0}state = 'settled' AND {0}estimated AND {0}usd_bound > {0}usd "
+    "THEN {0}usd_bound - {0}usd ELSE 0.0 END"
+)
+_ENTER = (
+    f"INSERT INTO spending (run_id, spent, held) VALUES (NEW.run_id, {_SPENT}, {_HELD}) "  # noqa: S608 - constants
+    "ON CONFLICT (run_id) DO UPDATE SET spent = spending.spent + excluded.spent, "
+    "held = spending.held + excluded.held;"
+).format("NEW.")
+_CHANGE = (
+    f"UPDATE spending SET spent = spent + ({_SPENT.format('NEW.')}) "  # noqa: S608 - constants
+    f"- ({_SPENT.format('OLD.')}), "
+    f"held = held + ({_HELD.format('NEW.')}) - ({_HELD.format('OLD.')}) WHERE run_id = NEW.run_id;"
+)
+_CHANGED = "UPDATE OF state, usd, usd_bound, estimated ON ledger"
+
+
+def _sum_spending() -> None:
+    """Keeps the sums over each run's ledger, so that no reservation adds up all lines."""
+    op.create_table(
+        "spending",
+        sa.Column(
+            "run_id",
+            sa.String(32),
+            sa.ForeignKey("runs.id", ondelete="CASCADE"),
+            primary_key=True,
+        ),
+        sa.Column("spent", sa.Float(), nullable=False),
+        sa.Column("held", sa.Float(), nullable=False),
+    )
+    op.execute(
+        "INSERT INTO spending (run_id, spent, held) "  # noqa: S608 - constants
+        f"SELECT run_id, sum({_SPENT.format('')}), sum({_HELD.format('')}) "
+        "FROM ledger GROUP BY run_id"
+    )
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute(f"CREATE TRIGGER ledger_entered AFTER INSERT ON ledger BEGIN {_ENTER} END")
+        op.execute(f"CREATE TRIGGER ledger_changed AFTER {_CHANGED} BEGIN {_CHANGE} END")
+        return
+    for event, what, change in (
+        ("entered", "INSERT ON ledger", _ENTER),
+        ("changed", _CHANGED, _CHANGE),
+    ):
+        op.execute(
+            f"CREATE FUNCTION ledger_{event}() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN {change} RETURN NULL; END $$"
+        )
+        op.execute(
+            f"CREATE TRIGGER ledger_{event} AFTER {what} "
+            f"FOR EACH ROW EXECUTE FUNCTION ledger_{event}()"
+        )
