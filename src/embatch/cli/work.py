@@ -81,7 +81,8 @@ def wait_for(
                 return True
             return enough is not None and enough(run.status())
 
-        status = run.wait(timeout, on_progress=view.show, stop=stop)
+        shown = None if quiet else view.show  # each status costs a dozen queries
+        status = run.wait(timeout, on_progress=shown, stop=stop)
     return status, interrupts.code if interrupts.signal and not status.finished else None
 
 
