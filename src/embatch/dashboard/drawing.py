@@ -75,7 +75,12 @@ _ACROSS: Final = ((250, 25), (1_000, 50), (4_000, 100))
 _MOST_ACROSS: Final = 160
 _CHART: Final = 100.0
 """Charts are drawn in a square of this size and stretched."""
-_SERIES_MARKS: Final = ("solid", "dash", "dot", "long", "mixed", "fine")
+_SIGNED: Final[Mapping[str, str]] = {"returning": "ready", "sending": "uploading"}
+"""Layers that gather several states bear the sign of one."""
+_SIGNS_AT: Final = 0.96
+"""Where on the way from left to right the signs of a chart stand …"""
+_LEAST_SIGNED: Final = 0.1
+"""… in bands of at least this share of its height."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +95,7 @@ class Series:
 
 def glyph(state: str, *, blocked: str | None = None) -> Markup:
     """The sign of a state, 12 pixels high; empty for a state without one."""
-    lines, filled = SHAPES.get(cell_look(state, blocked), ("", ""))
-    drawn = f'<path class="line" d="{lines}"/>' if lines else ""
-    drawn += f'<path d="{filled}"/>' if filled else ""
+    drawn = _shape(cell_look(state, blocked))
     return Markup(  # noqa: S704 # made of constants
         f'<svg class="glyph" viewBox="0 0 12 12" aria-hidden="true" focusable="false">{drawn}</svg>'
     )
@@ -220,25 +223,31 @@ def sparkline(values: Sequence[float], *, label: str) -> Markup:
 
 
 def stacked(layers: Sequence[Series], *, total: float, label: str) -> Markup:
-    """Layers of values at equal steps, the first at the bottom, on a chart `total` high."""
+    """Layers of values at equal steps, the first at the bottom, on a chart `total` high.
+
+    The band of each layer bears its sign where it is wide enough at the end.
+    """
     steps = len(layers[0].values) if layers else 0
     if steps < 2 or total <= 0:
         return Markup("")
     width = _CHART / (steps - 1)
-    below, drawn = [0.0] * steps, []
-    for number, layer in enumerate(layers):
+    below, drawn, signs = [0.0] * steps, [], []
+    for layer in layers:
         above = [low + value for low, value in zip(below, layer.values, strict=True)]
         if any(layer.values):
             upper = [(at * width, _y(value, total)) for at, value in enumerate(above)]
             lower = [(at * width, _y(value, total)) for at, value in enumerate(below)]
             back = _path(lower[::-1]).replace("M", "L", 1)
-            mark = _SERIES_MARKS[number % len(_SERIES_MARKS)]
             drawn.append(
                 f'<path class="area look-{escape(layer.name)}" d="{_path(upper)}{back}z"/>'
-                f'<path class="edge {mark} look-{escape(layer.name)}" d="{_path(upper)}"/>'
+                f'<path class="edge look-{escape(layer.name)}" d="{_path(upper)}"/>'
             )
+            at = round(_SIGNS_AT * (steps - 1))
+            if layer.values[at] > _LEAST_SIGNED * total:
+                middle = _y((below[at] + above[at]) / 2, total)
+                signs.append((layer.name, middle))
         below = above
-    return _chart("stacked", "".join(drawn), label)
+    return _chart("stacked", "".join(drawn), label, "".join(_sign(*one) for one in signs))
 
 
 def height(layers: Sequence[Series]) -> float:
@@ -246,13 +255,13 @@ def height(layers: Sequence[Series]) -> float:
     return max((sum(at) for at in zip(*(layer.values for layer in layers), strict=True)), default=0)
 
 
-def key(name: str, number: int) -> Markup:
-    """A piece of the layer that stands at `number` in a stacked chart, for its legend."""
-    mark = _SERIES_MARKS[number % len(_SERIES_MARKS)]
+def key(name: str) -> Markup:
+    """A piece of a layer with its sign, for the legend of a stacked chart."""
     return Markup(  # noqa: S704 # constants, and an escaped name
-        f'<svg class="swatch wide look-{escape(name)}" viewBox="0 0 20 13" aria-hidden="true" '
-        f'focusable="false"><path class="area" d="M0 5h20v8H0z"/>'
-        f'<path class="edge {mark}" d="M0 3h20"/></svg>'
+        f'<svg class="swatch key look-{escape(name)}" viewBox="0 0 16 16" aria-hidden="true" '
+        f'focusable="false"><rect class="area" width="16" height="16" rx="3"/>'
+        f'<svg class="sign" x="2" y="2" width="12" height="12" viewBox="0 0 12 12">{_shape(name)}'
+        f"</svg></svg>"
     )
 
 
@@ -288,12 +297,27 @@ def scale(
     )
 
 
-def _chart(kind: str, drawn: str, label: str) -> Markup:
+def _chart(kind: str, drawn: str, label: str, signs: str = "") -> Markup:
     lines = "".join(f'<path class="rule" d="M0 {y}H100"/>' for y in (25, 50, 75))
     return Markup(  # noqa: S704 # numbers and constants, and an escaped label
-        f'<svg class="chart {kind}" viewBox="0 0 100 100" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(label)}">{lines}{drawn}</svg>'
+        f'<svg class="chart {kind}" role="img" aria-label="{escape(label)}">'
+        f'<svg width="100%" height="100%" viewBox="0 0 100 100" preserveAspectRatio="none">'
+        f"{lines}{drawn}</svg>{signs}</svg>"
     )
+
+
+def _sign(name: str, y: float) -> str:
+    return (
+        f'<svg x="{_n(100 * _SIGNS_AT)}%" y="{_n(y)}%" overflow="visible">'
+        f'<svg class="sign" x="-8" y="-8" width="16" height="16" viewBox="0 0 12 12">{_shape(name)}'
+        f"</svg></svg>"
+    )
+
+
+def _shape(name: str) -> str:
+    lines, filled = SHAPES.get(_SIGNED.get(name, name), ("", ""))
+    drawn = f'<path class="line" d="{lines}"/>' if lines else ""
+    return drawn + (f'<path d="{filled}"/>' if filled else "")
 
 
 def _y(value: float, top: float) -> float:

@@ -108,8 +108,6 @@
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const fresh = page.getElementById("main");
     if (!fresh) throw new Error("no content");
-    const notice = main.querySelector(":scope > .said[role=status]");
-    if (notice && !fresh.querySelector(":scope > .said[role=status]")) fresh.prepend(notice.cloneNode(true));
     setClock(fresh);
     become(main, fresh);
     if (page.title) document.title = page.title;
@@ -185,6 +183,11 @@
     say("live", "live");
   }
 
+  function concerns(news) {
+    if (news.all) return true;
+    return main.dataset.about === "workers" ? news.workers : news.runs.length > 0;
+  }
+
   function connect() {
     clearTimeout(retryTimer);
     close();
@@ -195,9 +198,9 @@
       if (opened) changed();
       opened = true;
     };
-    source.addEventListener("changed", () => {
+    source.addEventListener("changed", (event) => {
       heard();
-      changed();
+      if (concerns(JSON.parse(event.data))) changed();
     });
     source.addEventListener("beat", heard);
     source.onerror = lost;
