@@ -10,8 +10,10 @@ BENCHMARKS = {
     "client_requests": "benchmarks.client_requests",
     "client_results": "benchmarks.client_results",
     "cloud": "benchmarks.cloud",
+    "dashboard": "benchmarks.dashboard",
     "engine": "benchmarks.engine",
     "run": "benchmarks.run",
+    "scale": "benchmarks.scale",
     "serve": "benchmarks.serve",
     "start": "benchmarks.start",
 }
@@ -26,7 +28,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object of figures")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     parser.add_argument("--texts", type=int, default=2000, help="texts a round (default 2000)")
-    parser.add_argument("--rows", type=int, help="rows of a round of cloud (default 200,000)")
+    parser.add_argument(
+        "--rows",
+        type=int,
+        help="rows of a round of cloud (default 200,000); batches that scale drives whole (10,000)",
+    )
     arguments = parser.parse_args()
     unknown = set(arguments.names) - BENCHMARKS.keys()
     if unknown:

@@ -30,7 +30,7 @@ _PATH: Final = (
     ("collected", "ready", "collected"),
     ("published", "collected", "published"),
 )
-_NOTES: Final = 3
+_NOTES: Final = 4
 """Events of each finished batch that change no state."""
 
 
