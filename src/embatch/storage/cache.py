@@ -7,7 +7,7 @@ import os
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from embatch.errors import StorageError
@@ -73,14 +73,26 @@ class Cache:
                 self._make_room()
 
     def fill(self, path: Path, chunks: Iterable[bytes]) -> None:
-        """Writes a copy to `path`; StorageError when this machine's disk does not take it."""
-        try:
-            with self.new_file() as written:
-                # What the object store raises passes: only the disk's errors are the disk's.
-                with written.open("wb") as file:
-                    for chunk in chunks:
-                        file.write(chunk)
+        """Writes a copy to `path`; StorageError when this machine's disk does not take it.
+
+        What `chunks` raises passes as it is.
+        """
+        with ExitStack() as stack:
+            with self._asked():
+                written = stack.enter_context(self.new_file())
+                file = stack.enter_context(written.open("wb"))
+            for chunk in chunks:
+                with self._asked():
+                    file.write(chunk)
+            with self._asked():
+                file.close()
                 self.adopt(written, path)
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """What the disk refuses is a StorageError."""
+        try:
+            yield
         except OSError as error:
             raise StorageError(
                 f"{self._folder} cannot take a copy: {error.strerror or error}; free some space, "
