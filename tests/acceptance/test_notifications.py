@@ -324,3 +324,19 @@ def test_a_target_that_cannot_be_reached_is_refused_at_the_start(
     line = refused("run", "texts.jsonl", "-o", "out", "--notify", target, code=2)
     assert words in line
     assert "x-token" not in line
+
+
+def test_doctor_sends_a_test(shell: Any, receiver: Receiver) -> None:
+    """One signed message to each target; what does not arrive is told without the URL."""
+    shell.variables["EMBATCH_WEBHOOK_SECRET"] = SECRET
+    receiver.behave("204 500")
+    chat = f"json://127.0.0.1:{receiver.port}/chat-{PATH_SECRET}"
+    ended = shell.type("doctor", "--json", "--notify", receiver.url, "--notify", chat)
+    found = {one["what"]: one for one in ended.json["findings"]}
+    assert found["notify 1"]["well"] is True
+    assert found["notify 2"]["well"] is False
+    assert "json://…" in found["notify 2"]["detail"]
+    assert PATH_SECRET not in ended.out + ended.err
+    (heard,) = [one for one in receiver.came() if one["id"]]
+    verify(heard)
+    assert heard["payload"]["type"] == "test"

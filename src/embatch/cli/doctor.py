@@ -2,10 +2,13 @@
 
 import platform
 import re
+import secrets
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +50,8 @@ class Examined:
     staging: str | None
     precision: str
     journal: str | None
+    notify: Sequence[str] = ()
+    """Targets that are sent a test."""
 
 
 def examine(wanted: Examined, hooks: "Hooks | None") -> list[Finding]:
@@ -65,6 +70,7 @@ def examine(wanted: Examined, hooks: "Hooks | None") -> list[Finding]:
             *_looks_at(name, wanted, settings.model, settings.home, hooks, stack),
             Look(what="journal", take=lambda: _look_at_journal(settings.journal)),
             Look(what="disk", take=lambda: _look_at_disk(settings.home, Path.cwd())),
+            *_looks_at_targets(wanted.notify),
         ]
         return take_looks(looks)
 
@@ -206,3 +212,33 @@ def _look_at_disk(*places: Path) -> str:
             )
         found.append(f"{figures.size(free)} free in {place}")
     return ", ".join(found)
+
+
+def _looks_at_targets(urls: Sequence[str]) -> "Sequence[Look]":
+    """A test message to each target of notifications."""
+    from embatch.providers.checkup import Look
+
+    return [
+        Look(what="notify" if len(urls) == 1 else f"notify {n}", take=partial(_send_test, url))
+        for n, url in enumerate(urls, 1)
+    ]
+
+
+def _send_test(url: str) -> str:
+    from embatch.config import webhook_secret
+    from embatch.observe.targets import require_targets, shown
+    from embatch.runs.heralds import send_once
+
+    secret = webhook_secret()
+    (target,) = require_targets([url], signs=secret is not None)
+    at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    attempt = send_once(
+        target,
+        None if secret is None else secret.reveal(),
+        f"msg_{secrets.token_hex(12)}",
+        {"type": "test", "timestamp": at, "data": {}},
+        clock=time.time,
+    )
+    if not attempt.delivered:
+        raise EmbatchError(f"a test did not arrive at {shown(target)}: {attempt.error}")
+    return f"a test arrived at {shown(target)}"

@@ -68,13 +68,14 @@ def doctor(
     dims: options.Dims = None,
     precision: options.Precision = "auto",
     staging: options.Staging = None,
+    notify: options.Notify = None,
     journal: options.Journal = None,
     as_json: options.Json = False,
 ) -> None:
     """Check what embatch needs here and at the provider; exits 1 if something is amiss.
 
     At a cloud one short text is embedded, for a few tokens, and on Vertex AI a small file is
-    written to the staging folder and removed again.
+    written to the staging folder and removed again. Each target of --notify is sent a test.
     """
     from embatch.cli.doctor import Examined, examine
 
@@ -87,6 +88,7 @@ def doctor(
             staging=staging,
             precision=precision,
             journal=journal,
+            notify=notify or (),
         )
         findings = examine(wanted, session.hooks)
     well = all(finding.well for finding in findings)
