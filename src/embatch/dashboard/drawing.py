@@ -258,7 +258,7 @@ def height(layers: Sequence[Series]) -> float:
 def key(name: str) -> Markup:
     """A piece of a layer with its sign, for the legend of a stacked chart."""
     return Markup(  # noqa: S704 # constants, and an escaped name
-        f'<svg class="swatch key look-{escape(name)}" viewBox="0 0 16 16" aria-hidden="true" '
+        f'<svg class="swatch band look-{escape(name)}" viewBox="0 0 16 16" aria-hidden="true" '
         f'focusable="false"><rect class="area" width="16" height="16" rx="3"/>'
         f'<svg class="sign" x="2" y="2" width="12" height="12" viewBox="0 0 12 12">{_shape(name)}'
         f"</svg></svg>"

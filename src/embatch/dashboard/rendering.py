@@ -26,6 +26,7 @@ _LAYERS: Final = (
     ("failed", "stopped", ("failed", "expired", "cancelled", "quarantined")),
 )
 _TABLE_MOMENTS: Final = 12
+_STOPPED: Final = ("parked", "needs_person", "over_budget")
 _PHASES: Final = {
     "planned": "wait",
     "uploading": "send",
@@ -70,6 +71,7 @@ def _environment() -> Environment:
     )
     made.globals.update(draw=drawing, looks=looks, layers=layers, moments=moments)
     made.globals.update(ago=ago, due=due, at=at, phase=phase, parts=parts)
+    made.globals.update(stands_still=stands_still)
     return made
 
 
@@ -178,6 +180,13 @@ def at(moment: float, now: float) -> Markup:
 def phase(state: str, blocked: str | None = None) -> str:
     """What a batch's state is part of: "wait", "send", "away", "back", "done", "bad" or "gone"."""
     return "held" if blocked else _PHASES.get(state, "gone")
+
+
+def stands_still(run: RunRow) -> bool:
+    """Nothing of the run moves, whatever its pace was before."""
+    if run.finished_at is not None or run.why is None:
+        return False
+    return run.state in _STOPPED or run.why.kind in ("unattended", "workers")
 
 
 def parts(run: RunRow) -> list[tuple[str, float]]:

@@ -467,7 +467,7 @@ class _Teller:
             },
         )
         belief = Belief(
-            tokens=Ceiling(most=24_800_000, proven=23_900_000),
+            tokens=Ceiling(most=42_600_000, proven=41_200_000),
             accepted=1_204,
             refused=17,
             accepted_at=self.scene.now - 12.0,
