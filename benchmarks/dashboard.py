@@ -171,14 +171,14 @@ class _Listener(threading.Thread):
         super().__init__(daemon=True)
         where = urlsplit(address)
         self._connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=30)
-        self._stop = stop
+        self._over = stop
         self.heard: list[float] = []
 
     def run(self) -> None:
         """Listens until it is told to stop."""
         self._connection.request("GET", "/live")
         answer = self._connection.getresponse()
-        while not self._stop.is_set():
+        while not self._over.is_set():
             line = answer.readline()
             if not line:
                 break
