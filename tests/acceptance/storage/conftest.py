@@ -102,12 +102,19 @@ class Bucket:
         trace: str = "-",
         home: str = "home",
         stdin: int | None = None,
+        fake_models: str = "",
         **more: str,
     ) -> subprocess.Popen[str]:
-        """`embatch` on a machine whose own things lie in `home`; `more` are variables."""
+        """`embatch` on a machine whose own things lie in `home`; `more` are variables.
+
+        With `fake_models` each model name is a space of its own.
+        """
+        script = [str(KILLABLE), kill_at, trace, POISON, "--"]
+        if fake_models:
+            script = [str(KILLABLE.with_name("fake_cli.py")), "0"]
         environ = {"EMBATCH_HOME": str(self.folder / home), "PATH": "/usr/bin:/bin"}
         return subprocess.Popen(
-            [sys.executable, str(KILLABLE), kill_at, trace, POISON, "--", *arguments],
+            [sys.executable, *script, *arguments],
             env=environ | self.s3.environ() | more,
             stdin=stdin,
             stdout=subprocess.PIPE,

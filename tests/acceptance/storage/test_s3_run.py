@@ -31,6 +31,17 @@ def test_every_command_takes_an_output_on_s3(bucket: Any) -> None:
     assert json.loads(bucket.type("verify", out, "--json"))["sound"]
 
 
+def test_an_output_on_s3_moves_to_another_model(bucket: Any) -> None:
+    """From the inputs that its manifest names, on S3 too."""
+    bucket.put("few.txt", b"one\ntwo\nthree\n")
+    old, new = bucket.url("old"), bucket.url("new")
+    bucket.type("run", bucket.url("few.txt"), "-o", old, fake_models="yes")
+    flags = ("--model", "other", "--yes", "--json")
+    said = json.loads(bucket.type("migrate", old, "-o", new, *flags, fake_models="yes"))
+    assert (said["model"], said["written"]) == ("other", 3)
+    assert bucket.manifest("new")["inputs"] == bucket.manifest("old")["inputs"]
+
+
 @pytest.mark.parametrize("form", ["parquet", "npy"])
 def test_a_single_file_on_s3_is_put_there_whole(bucket: Any, form: str) -> None:
     """Sorted by row, and its vectors serve another run."""
@@ -62,6 +73,8 @@ def test_inputs_on_s3_of_every_kind_are_one_stream(bucket: Any) -> None:
     with pa.CompressedOutputStream(lines, "gzip") as stream:
         stream.write(b'{"text": "four"}\n{"text": "five"}\n')
     bucket.put("many/deep/c.jsonl.gz", lines.getvalue().to_pybytes())
+    quoted = json.loads(bucket.type("plan", bucket.url("many/**/*.*"), "--json"))
+    assert (quoted["rows"], quoted["free_bytes"] is not None) == (5, True)
     local = bucket.folder / "out"
     said = bucket.type("run", bucket.url("many/**/*.*"), "-o", str(local), "--json")
     assert json.loads(said)["written"] == 5
