@@ -13,6 +13,11 @@ settings.register_profile("embatch", deadline=None)
 settings.load_profile("embatch")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--pictures FOLDER`: the browser tests leave the pictures of the docs there."""
+    parser.addoption("--pictures", metavar="FOLDER", default=None)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """The server that the tests of this process share; not to be restarted or crashed."""
