@@ -139,9 +139,9 @@ class Bucket:
         command = ["run", self.url("in/*.jsonl"), "-o", self.url(out), "--key", "id", "--json"]
         return [*command, "--max-batch-items", str(BATCH_ITEMS), "--poll-interval", "0.02", *flags]
 
-    def killed(self, out: str, kill_at: str, **more: str) -> None:
+    def killed(self, out: str, kill_at: str, *, flags: Sequence[str] = (), **more: str) -> None:
         """A run that dies at a checkpoint."""
-        process = self.start(*self.run_command(out), kill_at=kill_at, **more)
+        process = self.start(*self.run_command(out, flags), kill_at=kill_at, **more)
         output, errors = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == -signal.SIGKILL, f"{kill_at}: {output}{errors}"
 
