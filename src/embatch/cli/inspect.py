@@ -14,6 +14,8 @@ from embatch.cli.session import Session, find_run
 from embatch.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from embatch.journal.records import Failure
     from embatch.runs.status import RunStatus
 
@@ -113,16 +115,22 @@ def watch(
     as_json: options.Json = False,
 ) -> None:
     """Follow a run that other processes work on until it ends; exits as run does."""
+    from embatch.cli.history import draw_history
     from embatch.cli.work import follow, report
     from embatch.runs.status import read_status
 
     session = Session.of(context, journal=journal, as_json=as_json)
     with session.environment() as environment:
         run_id = find_run(environment, run).id
+
+        def below(width: int) -> "RenderableType":
+            return draw_history(environment.journal, run_id, now=environment.now(), width=width)
+
         found, interrupted = follow(
             session,
             lambda: read_status(environment.journal, run_id, now=environment.now()),
             timeout=timeout,
+            below=below,
         )
     raise typer.Exit(report(session, found, interrupted))
 

@@ -80,18 +80,23 @@ class View(AbstractContextManager["View"], Protocol):
         ...
 
 
-def open_view(console: Console, *, quiet: bool) -> View:
+Below = Callable[[int], RenderableType]
+"""What is drawn below the panel, so many characters wide."""
+
+
+def open_view(console: Console, *, quiet: bool, below: Below | None = None) -> View:
     """The view that suits `console`: the panel on a terminal, else lines; `quiet` drops lines."""
     if console.is_terminal and not console.is_dumb_terminal:
-        return LivePanel(console)
+        return LivePanel(console, below)
     return PlainLines(console, every_s=None if quiet else LINE_EVERY_S)
 
 
 class LivePanel:
     """A panel that is drawn over itself."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, below: Below | None = None) -> None:
         self._console = console
+        self._below = below
         self._live = Live(console=console, auto_refresh=False)
         self._pace = Pace()
 
@@ -111,6 +116,8 @@ class LivePanel:
         """Draws the panel anew."""
         width = min(self._console.width, MAX_WIDTH)
         panel = draw_panel(self._pace.measured(status), now=time.time(), width=width)
+        if self._below is not None:
+            panel = Group(panel, self._below(width))
         self._live.update(panel, refresh=True)
 
     def note(self, text: str) -> None:
@@ -233,11 +240,25 @@ def _facts(status: RunStatus) -> Table:
         grid.add_row("cost", cost)
     if status.quota is not None and not status.finished:
         grid.add_row("quota", status.quota.words)
+    if (messages := _messages(status)) is not None:
+        grid.add_row("notify", messages)
     if status.error:
         grid.add_row("error", Text(status.error, style="red"))
     elif status.waiting:
         grid.add_row("waits", Text(status.waiting, style="yellow"))
     return grid
+
+
+def _messages(status: RunStatus) -> Text | None:
+    """Notifications that have not arrived; None when all have."""
+    counts = status.notifications
+    if counts is None or not (counts.waiting or counts.given_up):
+        return None
+    parts = [f"{counts.waiting} waiting"] if counts.waiting else []
+    if counts.given_up:
+        parts.append(f"{counts.given_up} given up")
+    why = f": {counts.error}" if counts.error else ""
+    return Text(f"{', '.join(parts)}{why}", style="yellow")
 
 
 def _cost(status: RunStatus) -> str | None:
@@ -268,6 +289,10 @@ def _row_facts(status: RunStatus) -> Text:
         facts.append(Text(f"{figures.count(status.reused)} reused"))
     if status.truncated:
         facts.append(Text(f"{figures.count(status.truncated)} cut"))
+    if status.failed:
+        low = status.success_pct < status.alert_below_pct
+        rate = f"{status.success_pct:.1f} % succeed, alert below {status.alert_below_pct:g} %"
+        facts.append(Text(rate, style="red" if low else ""))
     return Text(" · ").join(facts)
 
 

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from embatch.api import Run
+    from embatch.cli.panel import Below
     from embatch.runs.status import RunStatus
+
+
+SHARE = 4.0
+"""Between two looks at a journal passes so many times what the first has taken."""
 
 
 class Interrupts:
@@ -87,22 +92,33 @@ def wait_for(
 
 
 def follow(
-    session: Session, read: "Callable[[], RunStatus]", *, timeout: float | None
+    session: Session,
+    read: "Callable[[], RunStatus]",
+    *,
+    timeout: float | None,
+    below: "Below | None" = None,
 ) -> tuple["RunStatus", ExitCode | None]:
-    """Watches a run that others work, without a hand in it, until it ends or must wait."""
+    """Watches a run that others work, without a hand in it, until it ends or must wait.
+
+    On a terminal `below` is drawn below the panel. A journal that answers slowly is asked less.
+    """
     from embatch.api import PROGRESS_S, STOPPED_STATES
     from embatch.cli.panel import open_view
 
     deadline = None if timeout is None else time.monotonic() + timeout
     quiet = session.as_json
-    with Interrupts(session.err) as interrupts, open_view(session.err, quiet=quiet) as view:
+    with (
+        Interrupts(session.err) as interrupts,
+        open_view(session.err, quiet=quiet, below=below) as view,
+    ):
         while True:
+            began = time.monotonic()
             status = read()
             view.show(status)
             late = deadline is not None and time.monotonic() >= deadline
             if status.state in STOPPED_STATES or late or interrupts.signal is not None:
                 break
-            time.sleep(PROGRESS_S)
+            time.sleep(max(PROGRESS_S, SHARE * (time.monotonic() - began)))
     return status, interrupts.code if interrupts.signal and not status.finished else None
 
 
