@@ -46,10 +46,11 @@ def measure(options: Options) -> Figures:
                 f"{name}_build_s": time.perf_counter() - begun,
             }
             with _dashboard(url) as (address, pid):
-                for what, seconds, first, html, twin in _pages(address, built):
+                for what, seconds, first, cpu, html, twin in _pages(address, pid, built):
                     figures |= {
                         f"{name}_{what}_first_ms": first * 1000,
                         f"{name}_{what}_ms": seconds * 1000,
+                        f"{name}_{what}_cpu_ms": cpu * 1000,
                         f"{name}_{what}_html_kb": html / 1000,
                         f"{name}_{what}_json_kb": twin / 1000,
                     }
@@ -73,7 +74,7 @@ def table(figures: Figures) -> str:
         for what in _PATHS:
             cells = [
                 f"{figures[f'{name}_{what}_{unit}']:,.1f}"
-                for unit in ("first_ms", "ms", "html_kb", "json_kb")
+                for unit in ("first_ms", "ms", "cpu_ms", "html_kb", "json_kb")
             ]
             lines.append(f"| {what} | {' | '.join(cells)} |")
         lines += [
@@ -105,18 +106,29 @@ def _paths(built: Built) -> Mapping[str, str]:
     }
 
 
-def _pages(address: str, built: Built) -> Iterator[tuple[str, float, float, int, int]]:
-    """Name, median and first seconds of server time, bytes of HTML and of JSON, page by page."""
+def _pages(
+    address: str, pid: int, built: Built
+) -> Iterator[tuple[str, float, float, float, int, int]]:
+    """Name, median and first seconds, CPU seconds, bytes of HTML and of JSON, page by page.
+
+    The CPU is the dashboard's own, not that of a database server beside it.
+    """
     _get(address, "/login")  # templates and modules are loaded once a process
     for name, path in _paths(built).items():
-        spent = []
+        spent, before = [], _cpu_s(pid)
         for _ in range(ROUNDS):
             time.sleep(0.4)  # past the moment for which a page that was read is given again
             begun = time.perf_counter()
             html = _get(address, path)
             spent.append(time.perf_counter() - begun)
+        cpu = (_cpu_s(pid) - before) / ROUNDS
         twin = _get(address, path, accept="application/json")
-        yield name, statistics.median(spent), spent[0], len(html), len(twin)
+        yield name, statistics.median(spent), spent[0], cpu, len(html), len(twin)
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _listen(address: str, pid: int, url: str, built: Built) -> Figures:

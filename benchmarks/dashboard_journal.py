@@ -304,6 +304,10 @@ def _postgres_writer(url: str) -> Any:
 
     def write(rows: Rows | None) -> None:
         if rows is None:
+            for table in ("events", "batches"):
+                connection.execute(
+                    f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}"
+                )
             connection.commit()
             connection.autocommit = True
             connection.execute("ANALYZE")
