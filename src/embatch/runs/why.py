@@ -33,7 +33,6 @@ _WORDS_OF_REASONS: Final = {
     "quota": "waits for quota",
     "budget": "waits for money",
     "unavailable": "waits for the provider",
-    "owners": "waits for the vectors of the same texts",
 }
 
 
@@ -145,7 +144,7 @@ def _planning(run: RunRecord) -> Why:
 
 def _waiting(journal: Journal, run: RunRecord, now: float) -> Why | None:
     held = journal.batches.first_blocked(run.id)
-    if held is not None and held.next_at > now:
+    if held is not None and held.next_at > now and held.blocked_reason != "owners":
         return _held(journal, run, held, now)
     return _slow(journal.batches.outlook(run.id), now)
 
