@@ -10,7 +10,7 @@ from embatch.environment import Environment
 from embatch.errors import EmbatchError, InvalidRequestError
 from embatch.hooks import Hooks
 from embatch.journal.store import Journal
-from embatch.journal.workers import WorkerRecord
+from embatch.journal.workers import WorkerRecord, queue_of
 from embatch.providers.base import RemoteJob
 from embatch.runs.orphans import orphan_of, owner_of
 from embatch.runs.status import WORKING_STATES
@@ -25,15 +25,19 @@ def read_workers(journal: Journal, *, now: float) -> WorkersPage:
     """Every process that takes steps, or took them lately."""
     workers = tuple(_worker(one) for one in journal.workers.every())
     count = {state: sum(one.state == state for one in workers) for state in _TONES}
-    wanting = journal.views.by_execution(state.value for state in WORKING_STATES)
-    takers = [one for one in workers if one.state == "alive" and one.execution == "workers"]
+    served = {queue for one in workers if one.state == "alive" for queue in one.queues}
+    wanting = [
+        run
+        for run in journal.list_runs(states=WORKING_STATES)
+        if run.config.get("execution") == "workers" and queue_of(run) not in served
+    ]
     return WorkersPage(
         now=now,
         workers=workers,
         alive=count["alive"],
         lost=count["lost"],
         stopped=count["stopped"],
-        waiting_runs=0 if takers else wanting.get("workers", 0),
+        waiting_runs=len(wanting),
         command="embatch worker",
     )
 

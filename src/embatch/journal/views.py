@@ -1,6 +1,6 @@
 """What the dashboard asks of the journal: pages of runs, batches and events, each by an index."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -339,19 +339,6 @@ class ViewTable:
                 .limit(limit)
             ).mappings()
             return [AuditedRow(**row) for row in rows]
-
-    def by_execution(self, states: Iterable[str]) -> dict[str, int]:
-        """How many runs stand in some states, by who takes their steps."""
-        table = runs_table.c
-        with self._database.read() as connection:
-            configs = connection.execute(
-                select(table.config).where(table.state.in_(list(states)))
-            ).scalars()
-            found: dict[str, int] = {}
-            for config in configs:
-                execution = str((config or {}).get("execution", "threads"))
-                found[execution] = found.get(execution, 0) + 1
-        return found
 
 
 def _examples(connection: Connection, where: Sequence[Any], limit: int) -> list[Failure]:

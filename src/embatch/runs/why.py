@@ -10,6 +10,7 @@ from typing import Final, Literal
 from embatch.journal.outlook import Outlook
 from embatch.journal.records import BatchRecord, RunRecord
 from embatch.journal.store import Journal
+from embatch.journal.workers import queue_of
 from embatch.runs.direct import missed_deadline
 from embatch.runs.quota import Belief
 from embatch.types.state import FINAL_RUN_STATES, BatchState, RunState
@@ -129,7 +130,9 @@ def _unattended(journal: Journal, run: RunRecord, now: float) -> Why:
     warned = "" if missed is None else f"; {missed}"
     if run.config.get("execution") == "workers":
         command = "embatch worker --journal URL"
-        sentence = f"no worker alive: {command} on a machine that reaches the journal{warned}"
+        sentence = (
+            f"no worker alive for the queue {queue_of(run)}: {command}, on any machine{warned}"
+        )
         return Why(kind="workers", sentence=sentence, command=command)
     command = f"embatch resume {run.id}"
     sentence = f"no process works on it: {command}{warned}"

@@ -46,7 +46,7 @@ def test_each_plight_has_its_sentence(journal: Journal) -> None:
     assert "no process works on it" in alone.sentence
     workers = told(journal, "r-workers", now=now, worked=False)
     assert workers.kind == "workers"
-    assert workers.sentence.startswith("no worker alive: embatch worker")
+    assert workers.sentence.startswith("no worker alive for the queue io: embatch worker")
     person = told(journal, "r-person", now=now)
     assert (person.kind, person.command) == (
         "person",
