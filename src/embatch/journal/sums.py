@@ -163,6 +163,6 @@ def sum_ledgers(
 _NAMES = ("run_id", "kind")
 
 
-def _plain(value: Any) -> int | float:
+def _plain(value: Any) -> Any:
     """PostgreSQL sums 64-bit columns as decimals."""
     return value if isinstance(value, (int, float)) else int(value)
