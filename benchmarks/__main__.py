@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--rows",
         type=int,
-        help="rows of a round of cloud (default 200,000); batches that scale drives whole (10,000)",
+        help="of a round of cloud, or batches that scale drives whole",
     )
     arguments = parser.parse_args()
     unknown = set(arguments.names) - BENCHMARKS.keys()
