@@ -14,12 +14,12 @@ from embatch.datasets.output import OutputPaths
 from embatch.datasets.ownership import remove_lock
 from embatch.datasets.stage import StageFile, write_stage
 from embatch.errors import InvalidRequestError, NotFoundError, StorageError
+from embatch.hooks import no_checkpoint
 from embatch.journal.jobs import JobMark
 from embatch.journal.records import BatchRecord, Failure, NewBatch, RunRecord
 from embatch.journal.store import Journal
 from embatch.providers.base import Provider
 from embatch.runs.config import RunConfig
-from embatch.runs.context import no_checkpoint
 from embatch.runs.cost import BILLED_WITHOUT_VECTOR, bounds_of
 from embatch.runs.finish import clear_work, reopen_manifest
 from embatch.storage.places import Place

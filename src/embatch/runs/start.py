@@ -21,12 +21,12 @@ from embatch.errors import (
     SpaceMismatchError,
     TransitionRefusedError,
 )
+from embatch.hooks import no_checkpoint
 from embatch.journal.records import AdoptedPart, RunRecord
 from embatch.journal.store import Journal, new_run_id
 from embatch.runs.accounts import require_priced
 from embatch.runs.admission import try_at_once
 from embatch.runs.config import RunConfig
-from embatch.runs.context import no_checkpoint
 from embatch.runs.finish import tidy_output
 from embatch.runs.outputs import parts_of, require_form, require_journal
 from embatch.runs.reuse import require_reusable

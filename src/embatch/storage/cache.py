@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -116,6 +117,22 @@ class Cache:
             half = path.name.endswith(".tmp")
             if (half or size > self._most_bytes) and _removed_unless_held(path):
                 size -= bytes_there
+
+
+def sweep(folder: Path, unused_s: float) -> None:
+    """Removes folders below `folder` in which no file was written to for so long.
+
+    They are of runs that ended on another machine; one that goes on brings its files again.
+    """
+    for root, _, names in os.walk(folder, topdown=False):
+        here = Path(root)
+        with contextlib.suppress(OSError):  # others are in it, or removed it in this instant
+            # A folder that was made or changed lately may be about to get its files.
+            newest = max(path.stat().st_mtime for path in (here, *(here / name for name in names)))
+            if newest < time.time() - unused_s:
+                for name in names:
+                    (here / name).unlink(missing_ok=True)
+                here.rmdir()
 
 
 def _removed_unless_held(path: Path) -> bool:

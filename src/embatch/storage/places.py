@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Final
 
 from embatch.config import StorageSettings
 from embatch.errors import ConfigError, InvalidRequestError, NotFoundError
-from embatch.storage.cache import Cache
+from embatch.storage.cache import Cache, sweep
 from embatch.storage.urls import parse_url
 
 if TYPE_CHECKING:
     from embatch.storage.objects import ObjectStorage, StoredObject
 
+UNUSED_S: Final = 7 * 86_400.0
+"""What a run left on this machine goes after a week."""
 _OBJECTS: Final = "objects"
 """Folder of the cache for copies of objects."""
 _RUNS: Final = "runs"
@@ -39,6 +41,7 @@ def _opened(settings: StorageSettings) -> tuple["ObjectStorage", Cache]:
         raise ConfigError(
             "s3://, gs:// and az:// need obstore: pip install 'embatch[storage]'"
         ) from None
+    sweep(settings.cache / _RUNS, UNUSED_S)
     return cloud_storage(settings), Cache(settings.cache / _OBJECTS, settings.cache_bytes)
 
 

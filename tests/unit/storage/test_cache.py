@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from embatch.errors import StorageError
-from embatch.storage.cache import Cache
+from embatch.storage.cache import Cache, sweep
 
 SIZE = 1000
 
@@ -68,3 +68,21 @@ def test_what_a_dead_process_left_half_written_is_removed(tmp_path: Path) -> Non
     assert not path.exists()
     filled(cache, 1)
     assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
+
+
+def test_what_runs_left_goes_when_it_is_old(tmp_path: Path) -> None:
+    """Folder by folder: one with a new file stays whole."""
+    old, new, bare = (tmp_path / "s3" / name / "digest" for name in ("old", "new", "bare"))
+    for folder in (old, new, bare):
+        folder.mkdir(parents=True)
+    for folder in (old, new):
+        for name in ("copies.bin", "digest.json"):
+            (folder / name).touch()
+            os.utime(folder / name, (1000, 1000))
+        os.utime(folder, (1000, 1000))
+    (new / "digest.json").touch()
+    sweep(tmp_path, 3600)
+    assert not old.exists()
+    assert sorted(path.name for path in new.iterdir()) == ["copies.bin", "digest.json"]
+    assert bare.exists(), "made just now: somebody is about to write to it"
+    sweep(tmp_path / "nothing", 3600)
