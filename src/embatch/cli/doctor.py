@@ -19,7 +19,7 @@ from embatch.cli.quote import free_bytes
 from embatch.errors import ConfigError, EmbatchError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from embatch.environment import Hooks
+    from embatch.hooks import Hooks
     from embatch.providers.checkup import Look
 
 _PASSWORD = re.compile(r"://([^/@:]*):[^/@]*@")
@@ -107,7 +107,7 @@ def _looks_at(
 ) -> "Sequence[Look]":
     """What a provider alone needs. What is opened is closed by `stack`."""
     from embatch.client.open import Auth
-    from embatch.environment import Hooks
+    from embatch.hooks import Hooks
     from embatch.providers.checkup import CloudCheckup, Look
     from embatch.providers.opening import PROVIDERS
 
