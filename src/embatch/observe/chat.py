@@ -11,7 +11,7 @@ import apprise
 from embatch.observe.attempt import Attempt
 from embatch.observe.words import body_of, title_of, tone_of
 
-_LOGGER: Final = logging.getLogger("apprise")
+_LOGGERS: Final = ("apprise", "urllib3.connectionpool", "urllib3.util.retry")
 _TONES: Final = {
     "success": apprise.NotifyType.SUCCESS,
     "warning": apprise.NotifyType.WARNING,
@@ -21,14 +21,27 @@ _TONES: Final = {
 
 
 class _WithoutOurs(logging.Filter):
-    """Keeps what apprise says of our targets out of all logs: it may quote a URL or an answer."""
+    """Keeps what apprise says of our targets out of all logs: it quotes URLs and answers.
+
+    It sends in threads of its own, so all that it says while a message of ours is under way stays
+    out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.ours: set[int] = set()
+        self._under_way = 0
+        self._counting = threading.Lock()
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.thread not in self.ours
+    def __enter__(self) -> None:
+        with self._counting:
+            self._under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._counting:
+            self._under_way -= 1
+
+    def filter(self, _record: logging.LogRecord) -> bool:
+        return not self._under_way
 
 
 _WITHOUT_OURS: Final = _WithoutOurs()
@@ -36,13 +49,10 @@ _WITHOUT_OURS: Final = _WithoutOurs()
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    _LOGGER.addFilter(_WITHOUT_OURS)
-    me = threading.get_ident()
-    _WITHOUT_OURS.ours.add(me)
-    try:
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_WITHOUT_OURS)
+    with _WITHOUT_OURS:
         yield
-    finally:
-        _WITHOUT_OURS.ours.discard(me)
 
 
 def is_understood(url: str) -> bool:
