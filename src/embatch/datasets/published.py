@@ -2,7 +2,8 @@
 
 On this machine a part counts once it has its name: a hidden file is renamed. In an object store
 nothing is renamed: a part keeps the name with its writer's token, and counts once an empty object
-of that name stands in the folder `.published`. A finished output's manifest names them all.
+of that name stands in the folder `.published/00012` of its number: so a step looks at as little,
+however many parts there are. A finished output's manifest names them all.
 """
 
 import re
@@ -15,7 +16,7 @@ from embatch.storage.places import ObjectPlace, Place
 
 _PART_NAME: Final = re.compile(r"part-(\d{5,})(\.[\w-]+)?\.parquet")
 _COUNTED: Final = ".published"
-"""Folder of an object store's output with an empty object of the name of each part that counts."""
+"""Folder of an object store's output; in it one a number, with the mark of the part that counts."""
 
 
 def part_name(number: int) -> str:
@@ -76,11 +77,20 @@ def publish_part(folder: Place, temp_name: str, number: int) -> str:
 def _count_part(folder: ObjectPlace, name: str, number: int) -> str:
     if not (folder / name).exists():
         raise NotFoundError(f"part {number} is lost: {folder / name} is gone")
-    for mark in (folder / _COUNTED).glob(f"part-{number:05d}.*"):
+    for mark in _marks(folder, number).walk():
         if mark.name != name:
             mark.unlink(missing_ok=True)
-    (folder / _COUNTED / name).write_bytes(b"")
+    (_marks(folder, number) / name).write_bytes(b"")
     return name
+
+
+def _marks(folder: ObjectPlace, number: int) -> ObjectPlace:
+    return folder / _COUNTED / f"{number:05d}"
+
+
+def _mark(part: ObjectPlace) -> ObjectPlace:
+    """What makes this part count, whether it is there or not."""
+    return _marks(part.parent, part_number(part)) / part.name
 
 
 def list_parts(folder: Place) -> list[Place]:
@@ -94,23 +104,22 @@ def published_parts(folder: Place) -> list[Place]:
     """The parts that count so far, by name."""
     if isinstance(folder, Path):
         return sorted(folder.glob("part-*.parquet"))
-    return [folder / mark.name for mark in (folder / _COUNTED).glob("part-*.parquet")]
+    return [folder / mark.name for mark in (folder / _COUNTED).walk()]
 
 
 def remove_part(folder: Place, number: int) -> None:
-    """Removes the part of this number, if there is one."""
+    """Removes the part of this number that counts, if there is one."""
     if isinstance(folder, Path):
         (folder / part_name(number)).unlink(missing_ok=True)
         return
-    for place in (folder / _COUNTED, folder):
-        for found in place.glob(f"part-{number:05d}.*"):
-            found.unlink(missing_ok=True)
+    for mark in _marks(folder, number).walk():
+        forget_part(folder / mark.name)
 
 
 def forget_part(place: Place) -> None:
     """Removes one file of a part, whatever counts."""
     if not isinstance(place, Path):
-        (place.parent / _COUNTED / place.name).unlink(missing_ok=True)
+        _mark(place).unlink(missing_ok=True)
     place.unlink(missing_ok=True)
 
 
@@ -120,11 +129,11 @@ def reject_part(place: Place) -> None:
     if isinstance(place, Path):
         place.rename(aside)
         return
-    (place.parent / _COUNTED / place.name).unlink(missing_ok=True)
+    _mark(place).unlink(missing_ok=True)
     place.rename(ObjectPlace(str(aside)))
 
 
 def recount_part(place: Place) -> None:
     """Has a part count that was taken over from another journal."""
     if not isinstance(place, Path):
-        (place.parent / _COUNTED / place.name).write_bytes(b"")
+        _mark(place).write_bytes(b"")

@@ -161,7 +161,7 @@ class Bucket:
         lines = [json.loads(line) for line in self.get(f"{out}/failures.jsonl").splitlines()]
         assert sorted(line["key"] for line in lines) == sorted(self.texts.keys() - wanted.keys())
         known = {f"{out}/{part['name']}" for part in parts}
-        known |= {f"{out}/.published/{part['name']}" for part in parts}
+        known |= {f"{out}/.published/{part['name'][5:10]}/{part['name']}" for part in parts}
         known |= {f"{out}/manifest.json", f"{out}/failures.jsonl"}
         kept = [name for name in self.names(f"{out}/.work/") if "/failed/" in name]
         assert self.names(f"{out}/") == sorted(known | set(kept))

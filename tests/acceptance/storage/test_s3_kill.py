@@ -11,23 +11,23 @@ pytestmark = pytest.mark.timeout(600)
 DEATHS = (
     "plan.digested:1",
     "stage.written:2",
+    "copies.staged:1",
     "part.written:1",
     "part.journaled:1",
     "part.renamed:1",
-    "part.published:2",
-    "copies.staged:1",
+    "part.published:1",
     "finish.failures:1",
     "finish.manifest:1",
     "finish.journaled:1",
 )
+"""The batch of copies is left at least when the parts' turn comes: whatever the machine's pace."""
 
 
 def test_a_run_on_s3_killed_around_every_write_ends_as_a_whole_one(bucket: Any) -> None:
     """One start after another dies a step later; then it ends, and passes verify."""
-    passed = bucket.folder / "passed"
     for death in DEATHS:
         bucket.killed("out", death)
-    bucket.run("out", trace=str(passed))
+    bucket.run("out")
     bucket.check("out")
     report = json.loads(bucket.type("verify", bucket.url("out"), "--json"))
     assert report["sound"]
