@@ -18,7 +18,7 @@ FAKE_CLI = Path(__file__).parents[1] / "fake_cli.py"
 DEADLINE_S = 180.0
 
 
-def eventually(holds: Callable[[], bool], what: str, *, deadline_s: float = DEADLINE_S) -> None:
+def eventually(holds: Callable[[], bool], what: str, *, deadline_s: float = 90.0) -> None:
     """Polls until `holds()`; fails after the deadline, saying `what` did not come true."""
     until = time.monotonic() + deadline_s
     while not holds():

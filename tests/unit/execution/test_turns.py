@@ -1,0 +1,306 @@
+"""Jobs of workers: one that comes twice does no harm, and nothing is left without a job."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from embatch import api
+from embatch.config import Settings
+from embatch.environment import Environment
+from embatch.execution.keeper import LeaseKeeper
+from embatch.execution.presence import Presence
+from embatch.execution.procrastinate import put_once
+from embatch.execution.steps import Contexts
+from embatch.execution.turns import Job, Turn, Turns, job_of
+from embatch.hooks import Hooks
+from embatch.testing.cloud import CloudProcess
+from embatch.types.state import BatchState, RunState
+from postgres import PostgresServer
+
+ROWS = 40
+BATCH_ITEMS = 10
+LEASE_OF_STEPS_S = 60.0
+
+
+class Machine:
+    """One worker's turns, taken by hand, with a clock of its own."""
+
+    def __init__(self, url: str, home: Path, **hooks: Any) -> None:
+        self.jumped_s = 0.0
+        self.environment = Environment.open(
+            Settings(home=home, journal=url), hooks=Hooks(clock=self.now, **hooks)
+        )
+        self.journal = self.environment.journal
+        self.keeper = LeaseKeeper(self.journal.leases, lease_s=LEASE_OF_STEPS_S)
+        self.turns = Turns(
+            self.journal,
+            Contexts(self.environment.context, self.environment.release, self.now),
+            keeper=self.keeper,
+            presence=Presence(self.journal.workers, execution="workers", concurrency=1),
+            stopping=threading.Event(),
+            clock=self.now,
+        )
+
+    def now(self) -> float:
+        """This machine's clock."""
+        return time.time() + self.jumped_s
+
+    def take(self, job: Job) -> list[Job]:
+        """A job, whole; the jobs that follow from it."""
+        turn = self.turns.take(job.task, job.run_id, job.batch_id)
+        return [*turn.jobs, *(turn.work() if turn.work else ())]
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        self.environment.close()
+
+
+class Cluster:
+    """Machines over one journal and one cloud, and the jobs that wait, in memory."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url, self.folder = url, folder
+        self.machines: list[Machine] = []
+        self.waiting: dict[str, Job] = {}
+
+    def machine(self, **hooks: Any) -> Machine:
+        """Another machine."""
+        home = self.folder / f"home-{len(self.machines)}"
+        self.machines.append(Machine(self.url, home, **hooks))
+        return self.machines[-1]
+
+    def enter(self, machine: Machine) -> str:
+        """A run for workers."""
+        return api.enter(
+            [f"text {row}" for row in range(ROWS)],
+            self.folder / "out",
+            provider="gemini",
+            dims=128,
+            max_batch_items=BATCH_ITEMS,
+            poll_interval_s=0.05,
+            probe=False,
+            audit="off",
+            execution="workers",
+            environment=machine.environment,
+        ).id
+
+    def put(self, jobs: list[Job]) -> None:
+        """Of each kind one waits, that which is due first."""
+        for job in jobs:
+            held = self.waiting.get(job.lock)
+            if held is None or (held.at or 0.0) > (job.at or 0.0):
+                self.waiting[job.lock] = job
+
+    def work(self, run_id: str, *, times: int = 1) -> None:
+        """Takes jobs in turn on every machine until the run ends, each `times` over."""
+        journal, until = self.machines[0].journal, time.monotonic() + 60
+        self.put([job_of(journal.get_run(run_id), task) for task in ("plan", "dispatch")])
+        turn = 0
+        while journal.get_run(run_id).state in (RunState.PLANNING, RunState.RUNNING):
+            assert time.monotonic() < until, self.waiting
+            due = [j for j in self.waiting.values() if (j.at or 0.0) <= self.machines[0].now()]
+            if not due:
+                time.sleep(0.02)
+                continue
+            job = max(due, key=lambda one: one.priority)
+            del self.waiting[job.lock]
+            for _ in range(times):
+                turn += 1
+                self.put(self.machines[turn % len(self.machines)].take(job))
+
+    def keys(self) -> list[str]:
+        """The keys of the output, in order."""
+        parts = sorted((self.folder / "out").glob("part-*.parquet"))
+        return sorted(key for part in parts for key in pq.read_table(part)["key"].to_pylist())
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[CloudProcess]:
+    """A fake cloud that the environment leads to."""
+    with CloudProcess(job_duration_s=0.05) as service:
+        monkeypatch.setenv("GOOGLE_API_KEY", service.api_key)
+        monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", service.gemini_url)
+        yield service
+
+
+@pytest.fixture
+def cluster(postgres_url: str, tmp_path: Path) -> Iterator[Cluster]:
+    """Machines over a fresh journal."""
+    made = Cluster(postgres_url, tmp_path)
+    yield made
+    for machine in made.machines:
+        machine.close()
+
+
+def check(cluster: Cluster, cloud: CloudProcess) -> None:
+    assert cluster.keys() == sorted(str(row) for row in range(ROWS))
+    bill = cloud.bill()
+    assert (bill.texts, bill.rows_billed_twice, bill.duplicate_jobs) == (ROWS, 0, {})
+
+
+def test_every_job_delivered_twice_does_no_harm(cluster: Cluster, cloud: CloudProcess) -> None:
+    """Each job is taken by one machine, then by another, from planning to the finish."""
+    first = cluster.machine()
+    cluster.machine()
+    run_id = cluster.enter(first)
+    cluster.work(run_id, times=2)
+    assert first.journal.get_run(run_id).state is RunState.COMPLETED
+    check(cluster, cloud)
+
+
+class Held:
+    """Stops a step at a checkpoint until it is let go."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.reached, self.released = threading.Event(), threading.Event()
+
+    def __call__(self, name: str) -> None:
+        if name == self._name and not self.reached.is_set():
+            self.reached.set()
+            assert self.released.wait(60)
+
+
+@pytest.mark.parametrize("checkpoint", ["submit.done", "results.joined"])
+def test_the_late_writer_is_refused(
+    cluster: Cluster,
+    cloud: CloudProcess,
+    postgres_server: PostgresServer,
+    caplog: pytest.LogCaptureFixture,
+    checkpoint: str,
+) -> None:
+    """The database's clock jumps while a step is under way: another machine takes the batch over,
+    and what the first one then writes changes nothing."""
+    caplog.set_level("INFO", "embatch.execution")
+    held = Held(checkpoint)
+    slow, quick = cluster.machine(checkpoint=held), cluster.machine()
+    run_id = cluster.enter(slow)
+    journal = slow.journal
+    cluster.machines = [slow]
+    steps = threading.Thread(target=work_until, args=(cluster, run_id, held))
+    steps.start()
+    assert held.reached.wait(60)
+    late = next(one for one in journal.batches.walk(run_id) if has_lease(one))
+    expire_leases(postgres_server, slow)
+    others = Cluster(cluster.url, cluster.folder)
+    others.machines = [quick]
+    others.put(list(quick.turns.rescue("io")))
+    claimed = threading.Thread(target=others.work, args=(run_id,))
+    claimed.start()
+    until = time.monotonic() + 60
+    while journal.batches.get(late.id).lease_token == late.lease_token:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    claimed.join(60)
+    assert journal.batches.get(late.id).state is BatchState.PUBLISHED
+    held.released.set()
+    steps.join(60)
+    cluster.machines = [slow, quick]
+    assert journal.batches.get(late.id).state is BatchState.PUBLISHED
+    assert journal.get_run(run_id).state is RunState.COMPLETED
+    history = [one.kind for one in journal.events(run_id, limit=1000) if one.batch_id == late.id]
+    assert history.count("published") == 1
+    assert history.count("submit_confirmed") == 1
+    assert any(words in caplog.text for words in ("took over a step", "the step is given up"))
+    check(cluster, cloud)
+
+
+def work_until(cluster: Cluster, run_id: str, held: Held) -> None:
+    """Takes jobs on the first machine until the step that was held has ended."""
+    machine = cluster.machines[0]
+    run = machine.journal.get_run(run_id)
+    cluster.put([job_of(run, "plan"), job_of(run, "dispatch")])
+    until = time.monotonic() + 60
+    while not held.reached.is_set():
+        assert time.monotonic() < until
+        due = [j for j in cluster.waiting.values() if (j.at or 0.0) <= machine.now()]
+        if not due:
+            time.sleep(0.02)
+            continue
+        job = max(due, key=lambda one: one.priority)
+        del cluster.waiting[job.lock]
+        cluster.put(machine.take(job))
+
+
+def has_lease(batch: Any) -> bool:
+    """Some process has the batch in hand."""
+    return batch.lease_token is not None
+
+
+def expire_leases(server: PostgresServer, machine: Machine) -> None:
+    """What a jump of the database's clock does to every lease."""
+    name = machine.environment.settings.journal.rpartition("/")[2]
+    with server.connect(name) as connection:
+        connection.execute(
+            "UPDATE batches SET lease_expires_at = lease_expires_at - 3600"
+            " WHERE lease_token IS NOT NULL"
+        )
+
+
+def test_a_rescue_finds_all_that_lost_its_job(cluster: Cluster, cloud: CloudProcess) -> None:
+    """Every job that follows is dropped; rescues alone bring the run to its end."""
+    machine = cluster.machine()
+    run_id = cluster.enter(machine)
+    until = time.monotonic() + 60
+    while machine.journal.get_run(run_id).state in (RunState.PLANNING, RunState.RUNNING):
+        assert time.monotonic() < until
+        for job in machine.turns.rescue("io"):
+            if (job.at or 0.0) <= machine.now():
+                machine.take(job)
+        finish = job_of(machine.journal.get_run(run_id), "finish")
+        machine.take(finish)
+    check(cluster, cloud)
+
+
+def test_a_run_of_threads_is_no_job_of_workers(cluster: Cluster, cloud: CloudProcess) -> None:
+    """A job of a run that is not for workers any more does nothing."""
+    _ = cloud
+    machine = cluster.machine()
+    run_id = cluster.enter(machine)
+    run = machine.journal.get_run(run_id)
+    config = {**run.config, "execution": "threads"}
+    machine.journal.update_run(run_id, now=machine.now(), config=config)
+    assert machine.turns.take("plan", run_id) == Turn()
+    assert machine.turns.take("dispatch", "r-forgotten") == Turn()
+
+
+def test_of_one_kind_one_job_waits_the_earlier(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """A job put in twice waits once, from the earlier of the two moments on."""
+    job = Job(task="step", run_id="r1", queue="io", batch_id=3, at=1000.0)
+    soon = Job(task="step", run_id="r1", queue="io", batch_id=3, at=500.0)
+    put_once(postgres_url, [job, soon, job], now=0.0)
+    with postgres_server.connect(postgres_url.rpartition("/")[2]) as connection:
+        rows = connection.execute(
+            "SELECT queue_name, task_name, args, scheduled_at < now() + interval '510 s'"
+            " FROM procrastinate_jobs"
+        ).fetchall()
+    assert rows == [("embatch_io", "embatch.step", {"run_id": "r1", "batch_id": 3}, True)]
+
+
+def test_the_tables_of_jobs_are_made_once(empty_postgres_url: str) -> None:
+    """Six processes that begin at once make them one time, and none is refused."""
+    from embatch.execution.procrastinate import prepare
+
+    errors: list[BaseException] = []
+
+    def make(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - asserted below
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=make, args=(lambda: prepare(empty_postgres_url),)) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
