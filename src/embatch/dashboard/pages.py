@@ -29,7 +29,10 @@ from embatch.journal.store import Journal
 from embatch.types.state import RunState
 
 FRESH_S: Final = 0.3
-"""A page that was read so lately is given to the next browser as it is."""
+"""A page that was read so lately is given to the next browser as it is, …"""
+FRESH_FACTOR: Final = 3.0
+"""… or for so many times longer than its reading took: no page takes more than a quarter of a core,
+however many look at it."""
 ASKED_FRESH_S: Final = 5.0
 """The same for a provider's list."""
 KEPT_PAGES: Final = 64
@@ -185,9 +188,11 @@ class Memo:
             while len(self._slots) > KEPT_PAGES:
                 self._slots.popitem(last=False)
         with slot.lock:
-            if slot.page is None or time.monotonic() - slot.read_at > fresh_s:
+            begun = time.monotonic()
+            if slot.page is None or begun > slot.fresh_until:
                 slot.page = read()
-                slot.read_at = time.monotonic()
+                read_at = time.monotonic()
+                slot.fresh_until = read_at + max(fresh_s, FRESH_FACTOR * (read_at - begun))
             return slot.page
 
 
@@ -195,7 +200,7 @@ class _Slot:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.page: View | None = None
-        self.read_at = 0.0
+        self.fresh_until = 0.0
 
 
 def wants_json(request: Request) -> bool:

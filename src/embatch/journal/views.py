@@ -189,7 +189,11 @@ class ViewTable:
             moved = connection.execute(
                 select(at_step, event.source, event.target, func.sum(rows))
                 .select_from(events_table.join(batches_table, batch.id == event.batch_id))
-                .where(event.run_id == run_id, event.source.is_not(None))
+                .where(
+                    event.run_id == run_id,
+                    batch.run_id == run_id,  # it is: without it PostgreSQL reads all batches
+                    event.source.is_not(None),
+                )
                 .group_by(at_step, event.source, event.target)
             ).all()
         found = [(int(at), str(one), str(other), int(many)) for at, one, other, many in moved]
