@@ -77,7 +77,7 @@ class RunStatus:
     worked: bool = True
     """Some process takes the steps of the run, or it needs none now."""
     why: Why | None = None
-    """Why nothing moves, with what to type."""
+    """Why nothing moves, with what to type; while the input is read, that."""
 
     @property
     def finished(self) -> bool:
@@ -155,7 +155,7 @@ def read_status(
         alert_below_pct=run.config["alert_below_pct"],
         error_code=run.error_code,
         error=run.error,
-        waiting=None if why is None else why.sentence,
+        waiting=None if why is None or why.kind == "planning" else why.sentence,
         why=why,
         blocked=blocked,
         twins=run.twins,

@@ -123,6 +123,7 @@ def test_a_run_that_is_planned_says_what_it_reads(journal: Journal) -> None:
     space = {"provider": "local", "model": "m", "dims": 4}
     journal.create_run(run_id="r1", out="/nowhere/r1", config=facts, space=space, now=NOW)
     assert told(journal, "r1", now=NOW).sentence == "reading the input for the first time"
+    assert read_status(journal, "r1", now=NOW).waiting is None  # it moves
     journal.update_run("r1", now=NOW, rows=12_345)
     assert told(journal, "r1", now=NOW).sentence == "cutting 12,345 rows into batches"
 
