@@ -16,6 +16,7 @@ BENCHMARKS = {
     "scale": "benchmarks.scale",
     "serve": "benchmarks.serve",
     "start": "benchmarks.start",
+    "workers": "benchmarks.workers",
 }
 """Each module has DESCRIPTION, measure(Options) -> Figures and table(Figures) -> str."""
 
