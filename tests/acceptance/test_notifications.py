@@ -286,7 +286,13 @@ def test_json_log_has_one_line_for_each_event(shell: Any) -> None:
     assert ended.code == 3, ended.err
     lines = [json.loads(line) for line in ended.err.splitlines()]
     assert all({"at", "level", "logger", "message"} <= line.keys() for line in lines)
-    told = [line for line in lines if "event" in line]
+    told = [line for line in lines if line["logger"] == "embatch.journal"]
+    served = [line for line in lines if line["logger"] == "embatch.service"]
+    assert {line["event"] for line in served} == {
+        "batch_created",
+        "batch_begun",
+        "batch_completed",
+    }
     opened = Journal.open(journal_url(str(shell.folder / "home" / "journal.db")))
     run = opened.list_runs()[0]
     events = opened.events(run.id, limit=10_000)

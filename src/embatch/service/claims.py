@@ -25,6 +25,7 @@ from embatch.service.files import (
 )
 from embatch.service.slices import slice_end
 from embatch.service.store import BatchStore, parse_batch
+from embatch.service.told import tell
 
 CLAIM_LOOKS: Final = 64
 """Batches looked at for a claim: more than there are processes to hold one each."""
@@ -110,6 +111,8 @@ class Claim:
                 ],
             )
         self.batch, self._stop = parse_batch(row), stop
+        if ended:
+            tell(self.batch, "processing")
         store.checkpoint("service.committed")
 
     def release(self) -> None:
@@ -128,6 +131,7 @@ class Claim:
             " WHERE id = ? AND claim = ? AND state = 'processing' RETURNING *",
             (reason, now, now, self.batch.id, self._token),
         )
+        tell(self.batch, "processing")
 
     def _update(self, sql: str, values: Values) -> None:
         with self._store.database.transaction() as db:
@@ -221,7 +225,7 @@ def _claim_locked(store: BatchStore, batch_id: str, slice_items: int, lock: int)
     token, now = f"{os.getpid()}-{secrets.token_hex(4)}", store.clock()
     with store.database.transaction() as db:
         before = db.execute(
-            "SELECT rows_begun, rows_done, items FROM batches WHERE id = ? AND waiting",
+            "SELECT state, rows_begun, rows_done, items FROM batches WHERE id = ? AND waiting",
             (batch_id,),
         ).fetchone()
         if before is None:
@@ -247,6 +251,8 @@ def _claim_locked(store: BatchStore, batch_id: str, slice_items: int, lock: int)
                 (lost,),
             )
     batch = parse_batch(row)
+    if before["state"] != "processing":
+        tell(batch, before["state"])
     return Claim(store, batch, token=token, stop=row["rows_begun"], lock=lock)
 
 
@@ -254,9 +260,11 @@ def _fail_without_files(store: BatchStore, batch_id: str) -> None:
     """A batch whose files are gone can never be computed; one that was deleted has no row."""
     now = store.clock()
     with store.database.transaction() as db:
-        db.execute(
+        row = db.execute(
             "UPDATE batches SET state = 'failed', ended_at = ?, updated_at = ?,"
             " error = 'the files of this batch are gone or damaged: submit it again'"
-            " WHERE id = ? AND waiting",
+            " WHERE id = ? AND waiting RETURNING *",
             (now, now, batch_id),
-        )
+        ).fetchone()
+    if row is not None:
+        tell(parse_batch(row), None)

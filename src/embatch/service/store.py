@@ -35,6 +35,7 @@ from embatch.service.files import (
     ResultFile,
     place_batch,
 )
+from embatch.service.told import tell
 from embatch.types.embedding import RowError
 from embatch.types.state import JobState
 
@@ -140,6 +141,8 @@ class BatchStore:
         batch = parse_batch(row)
         if batch.id != batch_id:
             self._remove_files(batch_id)
+        else:
+            tell(batch, None)
         return batch
 
     def get(self, batch_id: str) -> StoredBatch:
@@ -218,6 +221,7 @@ class BatchStore:
             "UPDATE batches SET state = 'cancelled', ended_at = ?, updated_at = ?"
             " WHERE id = ? AND waiting RETURNING *",
             (now, now, batch_id),
+            ends=True,
         )
 
     def delete(self, batch_id: str) -> None:
@@ -307,10 +311,14 @@ class BatchStore:
         """Closes the database. Safe to call twice."""
         self.database.close()
 
-    def _update(self, batch_id: str, sql: str, values: Values) -> StoredBatch:
+    def _update(
+        self, batch_id: str, sql: str, values: Values, *, ends: bool = False
+    ) -> StoredBatch:
         """The batch after a guarded update; as it is when the guard refused."""
         with self.database.transaction() as db:
             row = db.execute(sql, values).fetchone()
+        if row and ends:
+            tell(parse_batch(row), None)
         return parse_batch(row) if row else self.get(batch_id)
 
     def _remove_files(self, batch_id: str) -> None:
