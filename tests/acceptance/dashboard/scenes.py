@@ -316,7 +316,7 @@ class _Teller:
         published = state is BatchState.PUBLISHED
         reason, detail = plot.blocked.get(number, (None, None))
         sent = "submit_intended" in moments or state is BatchState.SUBMITTING
-        wait = self.chance.uniform(4.0, 95.0)
+        wait = self.chance.uniform(30.0, 240.0)
         done = 0
         if state is BatchState.SUBMITTED:
             gone = self.scene.now - plot.stops_s - moments["submit_confirmed"]

@@ -4,9 +4,11 @@ script, by keyboard alone; and what axe-core says of it.
 With `--pictures FOLDER` the pictures of the docs are taken on the way.
 """
 
+import json
 import re
 import sqlite3
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,10 +17,9 @@ from pathlib import Path
 import pytest
 from browsing import SIZES, Watched, browsing, watching
 from playwright.sync_api import Browser, Response, expect
-from scenes import LARGE, PLOTS, Scene, tell
+from scenes import LARGE, MODEL, PLOTS, Scene, tell
 
-from embatch.client import Client
-from embatch.config import CloudSettings, Secret, Settings
+from embatch.config import Secret, Settings
 from embatch.dashboard.app import Dashboard
 from embatch.dashboard.serve import serving
 from embatch.dashboard.settings import DashboardSettings
@@ -97,14 +98,21 @@ def _served(stack: ExitStack, url: str, shown: Settings, token: Secret | None) -
 
 
 def _fill_provider(cloud: CloudProcess, scene: Scene) -> None:
-    """Jobs of the run, one that nobody waits for, and one of somebody else."""
-    foreign = f"embatch:{'0' * 8}:{'9' * 12}:4:1:0a1b2c3d"
-    labels = [label for (run, _), label in scene.labels.items() if run == RUN][-3:]
-    client = Client(api_key=cloud.api_key, base_url=cloud.gemini_url, settings=CloudSettings())
-    with client:
-        for label in (*labels, foreign, "nightly import"):
-            texts = [f"text {number}" for number in range(40)]
-            client.async_batch_embed_contents(texts, display_name=label)
+    """Jobs of the run, one that nobody waits for any more, and two of somebody else."""
+    ours = [label for (run, _), label in scene.labels.items() if run == RUN][-3:]
+    forgotten = f"embatch:{scene.journal_id}:{'5' * 12}:4:1:0a1b2c3d"
+    foreign = f"embatch:{'0' * 8}:{'9' * 12}:12:1:44c1d2e3"
+    for label in (forgotten, foreign, "nightly import", *ours):
+        request = {"model": f"models/{MODEL}", "content": {"parts": [{"text": "a text"}]}}
+        requests = [{"request": request, "metadata": {"key": str(at)}} for at in range(40)]
+        batch = {"displayName": label, "inputConfig": {"requests": {"requests": requests}}}
+        call = urllib.request.Request(
+            f"{cloud.gemini_url}/v1beta/models/{MODEL}:asyncBatchEmbedContent",
+            data=json.dumps({"batch": batch}).encode(),
+            headers={"x-goog-api-key": cloud.api_key, "content-type": "application/json"},
+        )
+        with urllib.request.urlopen(call) as answer:
+            assert answer.status == 200
 
 
 @pytest.fixture(scope="module")
