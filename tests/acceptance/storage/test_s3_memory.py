@@ -48,6 +48,7 @@ def peak_mb(bucket: Any, rows: int, folder: Path) -> float:
     return float(peak)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_run_on_s3_takes_no_more_memory_for_more_rows(bucket: Any, tmp_path: Path) -> None:
     """Five times the rows, within a tenth; what lies in the bucket is as much as was written."""
