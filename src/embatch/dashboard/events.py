@@ -51,6 +51,8 @@ _WORDS: Final[Mapping[str, str]] = {
     "sent_directly": "sent through the interactive API",
     "gave_way": "its rows go on in other batches",
     "run_cancelled": "cancelled with its run",
+    "stuck": "nothing moves",
+    "low_success_rate": "too many rows fail: under the threshold of the run",
     "cancel_asked": "its job stands still and was asked to stop",
 }
 _TONES: Final[Mapping[str, Tone]] = {
@@ -61,7 +63,16 @@ _TONES: Final[Mapping[str, Tone]] = {
     ),
     **dict.fromkeys(("blocked", "budget_reached"), "person"),
     **dict.fromkeys(
-        ("parked", "submit_deferred", "held_absent", "job_expired", "cancel_asked", "twin_found"),
+        (
+            "stuck",
+            "low_success_rate",
+            "parked",
+            "submit_deferred",
+            "held_absent",
+            "job_expired",
+            "cancel_asked",
+            "twin_found",
+        ),
         "wait",
     ),
     **dict.fromkeys(("cancelled", "run_cancelled", "job_cancelled", "gave_way"), "ended"),

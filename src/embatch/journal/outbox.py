@@ -22,6 +22,7 @@ from sqlalchemy import (
 from embatch import errors
 from embatch.journal.database import Database
 from embatch.journal.records import RunRecord
+from embatch.journal.refusals import repeated
 from embatch.journal.rows import record_event, run_record
 from embatch.journal.schema import (
     MARKED_EVENTS,
@@ -89,6 +90,7 @@ class OutboxTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @repeated
     def claim(self, ways: Collection[Way], *, claim_s: float) -> Notification | None:
         """The notification that is due first, for this process alone during `claim_s` seconds.
 
@@ -133,6 +135,7 @@ class OutboxTable:
         """Writes that it is not tried any more, and why. Gives whether the claim held."""
         return self._end(sent, delivered=False, error=error)
 
+    @repeated
     def failed(
         self, sent: Notification, error: str, *, again_in_s: float, others_in_s: float = 0.0
     ) -> bool:
@@ -194,6 +197,7 @@ class OutboxTable:
             waiting=int(waiting), given_up=int(given_up), next_in_s=next_in_s, error=error
         )
 
+    @repeated
     def tell_stuck(
         self, run_id: str, *, since: float, facts: Mapping[str, Any], now: float
     ) -> bool:
@@ -209,11 +213,13 @@ class OutboxTable:
             enter(connection, _run(connection, run_id), STUCK, now, facts)
             return True
 
+    @repeated
     def tell_low_success(self, run_id: str, *, facts: Mapping[str, Any], now: float) -> bool:
         """Tells that too few rows of a run succeed, once until it is begun anew."""
         with self._database.write(run_id) as connection:
             return _tell_low(connection, _run(connection, run_id), facts, now)
 
+    @repeated
     def _end(self, sent: Notification, *, delivered: bool, error: str | None) -> bool:
         table = notifications_table.c
         with self._database.write() as connection:
