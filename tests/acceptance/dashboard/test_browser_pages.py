@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 from browsing import SIZES, Watched, browsing, watching
 from playwright.sync_api import Browser, Response, expect
-from scenes import LARGE, MODEL, PLOTS, Scene, tell
+from plots import LARGE, PLOTS
+from scenes import MODEL, Scene, tell
 
 from embatch.config import Secret, Settings
 from embatch.dashboard.app import Dashboard
