@@ -117,7 +117,8 @@ def _pages(
     for name, path in _paths(built).items():
         spent, before = [], _cpu_s(pid)
         for _ in range(ROUNDS):
-            time.sleep(0.4)  # past the moment for which a page that was read is given again
+            # Past the moment for which a page that was read is given again.
+            time.sleep(0.4 + 4.0 * (spent[-1] if spent else 0.0))
             begun = time.perf_counter()
             html = _get(address, path)
             spent.append(time.perf_counter() - begun)
