@@ -13,7 +13,8 @@ from benchmarks.corpus import chunks
 from benchmarks.measuring import Figures, Options, machine
 from embatch import api
 from embatch.config import Settings
-from embatch.environment import Environment, Hooks
+from embatch.environment import Environment
+from embatch.hooks import Hooks
 from embatch.local.engine import Engine
 from embatch.types.results import TextEngine
 

@@ -8,7 +8,7 @@
 import sys
 
 from embatch.cli import main
-from embatch.environment import Hooks
+from embatch.hooks import Hooks
 from embatch.testing.engine import FakeEngine
 
 DIMS = 16

@@ -9,7 +9,7 @@ import sys
 import time
 
 from embatch.cli import main
-from embatch.environment import Hooks
+from embatch.hooks import Hooks
 
 if __name__ == "__main__":
     factor, since = float(sys.argv[1]), float(sys.argv[2])

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 from embatch.cli import main
-from embatch.environment import Hooks
+from embatch.hooks import Hooks
 from embatch.testing.engine import FakeEngine
 
 DIMS = 16

@@ -12,8 +12,9 @@ import pytest
 
 from embatch import api
 from embatch.config import Settings
-from embatch.environment import Environment, Hooks
+from embatch.environment import Environment
 from embatch.errors import DuplicateKeyError, InputError, InvalidRequestError, SpaceMismatchError
+from embatch.hooks import Hooks
 from embatch.runs.status import RunStatus
 from embatch.testing.engine import FakeEngine
 from embatch.types.state import RunState

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embatch.environment import Hooks
+    from embatch.hooks import Hooks
 
 __all__ = ["main"]
 

@@ -72,7 +72,8 @@ def audit(
 def _open(session: Session, space: "Space", out: str) -> "Provider":
     """The provider of the output's space; refuses one that gives another space."""
     from embatch.config import load_settings
-    from embatch.environment import Hooks, require_space
+    from embatch.environment import require_space
+    from embatch.hooks import Hooks
     from embatch.providers.opening import open_provider
 
     settings, hooks = load_settings(), session.hooks or Hooks()

@@ -75,7 +75,8 @@ def find_hits(
 ) -> list[list["Hit"]]:
     """The hits of each query. Opens the model of the output's space, and refuses another one."""
     from embatch.config import load_settings
-    from embatch.environment import Hooks, require_space
+    from embatch.environment import require_space
+    from embatch.hooks import Hooks
     from embatch.providers.opening import open_provider
     from embatch.runs.outputs import load_manifest, search_output
 

@@ -38,7 +38,7 @@ def quote_inputs(
     """The quote of these inputs. What it needs on disk is gone when it returns."""
     from embatch.config import load_settings
     from embatch.datasets.source import open_source
-    from embatch.environment import Hooks
+    from embatch.hooks import Hooks
     from embatch.providers.opening import open_provider
     from embatch.runs.quote import quote_source
 

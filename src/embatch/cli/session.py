@@ -19,7 +19,8 @@ from embatch.config import prefer_plain_allocator
 from embatch.errors import EmbatchError
 
 if TYPE_CHECKING:
-    from embatch.environment import Environment, Hooks
+    from embatch.environment import Environment
+    from embatch.hooks import Hooks
     from embatch.journal.records import RunRecord
 
 

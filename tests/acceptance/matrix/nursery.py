@@ -112,7 +112,7 @@ def _command(order: dict[str, Any]) -> int:
     from killable import Checkpoints
 
     from embatch.cli import main
-    from embatch.environment import Hooks
+    from embatch.hooks import Hooks
 
     hooks = Hooks(checkpoint=Checkpoints(order["kill_at"], order["trace"]))
     return main(order["arguments"], hooks=hooks)

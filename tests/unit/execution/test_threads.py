@@ -9,9 +9,10 @@ import pytest
 from embatch import api
 from embatch.config import Settings
 from embatch.datasets.ownership import OutputLock
-from embatch.environment import Environment, Hooks
+from embatch.environment import Environment
 from embatch.errors import InvalidRequestError
 from embatch.execution.threads import ThreadExecutor
+from embatch.hooks import Hooks
 from embatch.testing.engine import FakeEngine
 from embatch.types.state import RunState
 

@@ -12,8 +12,9 @@ import pytest
 from embatch.api import submit
 from embatch.config import Settings, journal_url
 from embatch.datasets.output import OutputPaths
-from embatch.environment import Environment, Hooks
+from embatch.environment import Environment
 from embatch.errors import NotFoundError
+from embatch.hooks import Hooks
 from embatch.runs.check import Verdict, check_output
 from embatch.testing.engine import FakeEngine
 

@@ -10,7 +10,8 @@ from embatch.api import submit
 from embatch.config import Settings, journal_url
 from embatch.datasets.source import open_source
 from embatch.datasets.spool import spool_data
-from embatch.environment import Environment, Hooks
+from embatch.environment import Environment
+from embatch.hooks import Hooks
 from embatch.providers.local import open_local
 from embatch.runs.quote import SAMPLE_TEXTS, quote_source
 from embatch.testing.engine import FakeEngine
