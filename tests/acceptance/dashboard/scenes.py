@@ -87,6 +87,8 @@ def _lose_worker(connection: sqlite3.Connection, now: float) -> None:
     started = now - 26 * HOUR
     connection.execute("UPDATE workers SET started_at = ?", (started,))
     connection.execute("UPDATE workers SET seen_at = ? WHERE pid = 902", (now - 540.0,))
+    # The other one is alive for as long as somebody looks.
+    connection.execute("UPDATE workers SET seen_at = ? WHERE pid = 4411", (now + HOUR,))
 
 
 class _Teller:
