@@ -126,29 +126,32 @@ class QuotaTable:
 
 def wake_waiting(connection: Connection, scope: str, now: float) -> None:
     """Lets what waits for quota in a scope try again, now that a job of it has ended."""
-    jobs, runs = jobs_table.c, runs_table.c
-    there = and_(
-        select(jobs.label)
-        .where(jobs.run_id == batches_table.c.run_id, jobs.scope == scope)
-        .exists(),
-        select(runs.id)
-        .where(
-            runs.id == batches_table.c.run_id,
+    table, jobs, runs = batches_table.c, jobs_table.c, runs_table.c
+    waiting = connection.execute(
+        select(table.run_id).where(_waits_for_quota(now)).distinct()
+    ).scalars()
+    # Run by run: in one query the database may add up all jobs that ever were.
+    for run_id in waiting.all():
+        of_scope = select(jobs.label).where(jobs.run_id == run_id, jobs.scope == scope).limit(1)
+        going = select(runs.id).where(
+            runs.id == run_id,
             runs.state.in_([RunState.PLANNING.value, RunState.RUNNING.value]),
         )
-        .exists(),
-    )
-    connection.execute(_waking(there, now))
+        if connection.execute(going).first() and connection.execute(of_scope).first():
+            connection.execute(_waking(table.run_id == run_id, now))
 
 
 def _waking(where: ColumnElement[bool], now: float) -> Update:
+    return sooner(and_(_waits_for_quota(now), where), now)
+
+
+def _waits_for_quota(now: float) -> ColumnElement[bool]:
     table = batches_table.c
-    waits = and_(
-        table.state == BatchState.UPLOADED.value,
+    return and_(
         table.blocked_reason == "quota",
+        table.state == BatchState.UPLOADED.value,
         table.next_at > now,
     )
-    return sooner(and_(waits, where), now)
 
 
 def _believed(connection: Connection, scope: str, *, lock: bool = False) -> Mapping[str, Any]:

@@ -16,8 +16,12 @@ MEASURED = Measured(
 
 @pytest.mark.parametrize(
     ("texts", "pace", "dims", "step_s", "column"),
-    [(10**8, 2e3, 768, 5, 1), (10**9, 2e3, 768, 5, 2)]
-    + [(10**8, 2e4, 384, 50, 3), (10**9, 2e4, 384, 50, 4)],
+    [
+        (10**8, 2e3, 768, 5, 1),
+        (10**9, 2e3, 768, 5, 2),
+        (10**8, 2e4, 384, 50, 3),
+        (10**9, 2e4, 384, 50, 4),
+    ],
 )
 def test_the_page_shows_what_the_formula_gives(
     texts: int, pace: float, dims: int, step_s: float, column: int
