@@ -251,6 +251,8 @@ def _counted() -> ColumnElement[Any]:
 
 def _rest_of(connection: Connection, purchase: Purchase) -> tuple[int, float]:
     """Tokens and dollars that are left of the reservation that a purchase draws on."""
+    if purchase.replaces is None:
+        return 0, 0.0
     table = ledger_table.c
     row = connection.execute(
         select(table.tokens_bound, table.usd_bound).where(
