@@ -208,9 +208,9 @@ def _series(journal: Journal, run: RunRecord, now: float) -> Series:
     changes: dict[str, list[int]] = {state.value: [0] * (SERIES_STEPS + 1) for state in BatchState}
     for at, rows in moves.entered.items():
         changes[BatchState.PLANNED.value][_place(at)] += rows
-    for at, source, target, rows in moves.moved:
-        changes[source][_place(at)] -= rows
-        changes[target][_place(at)] += rows
+    for at, source, target, left, came in moves.moved:
+        changes[source][_place(at)] -= left
+        changes[target][_place(at)] += came
     layers = []
     for state, deltas in changes.items():
         if state == BatchState.SPLIT.value:

@@ -62,8 +62,11 @@ class Moves:
 
     entered: Mapping[int, int]
     """Rows of batches that were planned in each step."""
-    moved: Sequence[tuple[int, str, str, int]]
-    """Step, source, target and rows."""
+    moved: Sequence[tuple[int, str, str, int, int]]
+    """Step, source, target, the rows that left the one and those that came to the other.
+
+    What is published holds fewer where rows failed: they ended there, or went on in child batches.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +170,9 @@ class ViewTable:
         begun = cast(func.floor((batch.created_at - start) / step_s), Integer)
         at_step = cast(func.floor((event.at - start) / step_s), Integer)
         written = func.coalesce(batch.part_rows, batch["items"])
-        rows = case((event.target == BatchState.PUBLISHED.value, written), else_=batch["items"])
+        published = BatchState.PUBLISHED.value
+        left = case((event.source == published, written), else_=batch["items"])
+        came = case((event.target == published, written), else_=batch["items"])
         with self._database.read() as connection:
             entered = connection.execute(
                 select(begun, func.sum(batch["items"]))
@@ -178,7 +183,7 @@ class ViewTable:
                 select(begun, func.sum(written))
                 .where(
                     batch.run_id == run_id,
-                    batch.state == BatchState.PUBLISHED.value,
+                    batch.state == published,
                     batch.stage.is_(None),
                     batch.attempt == 0,
                     batch.submitted_at.is_(None),
@@ -187,7 +192,7 @@ class ViewTable:
                 .group_by(begun)
             ).all()
             moved = connection.execute(
-                select(at_step, event.source, event.target, func.sum(rows))
+                select(at_step, event.source, event.target, func.sum(left), func.sum(came))
                 .select_from(events_table.join(batches_table, batch.id == event.batch_id))
                 .where(
                     event.run_id == run_id,
@@ -196,9 +201,12 @@ class ViewTable:
                 )
                 .group_by(at_step, event.source, event.target)
             ).all()
-        found = [(int(at), str(one), str(other), int(many)) for at, one, other, many in moved]
-        planned, published = BatchState.PLANNED.value, BatchState.PUBLISHED.value
-        found += [(int(at), planned, published, int(many)) for at, many in adopted]
+        found = [
+            (int(at), str(one), str(other), int(gone), int(here))
+            for at, one, other, gone, here in moved
+        ]
+        planned = BatchState.PLANNED.value
+        found += [(int(at), planned, published, int(many), int(many)) for at, many in adopted]
         return Moves(entered={int(at): int(many) for at, many in entered}, moved=sorted(found))
 
     def spent(self, run_id: str, *, start: float, step_s: float) -> dict[int, float]:

@@ -97,6 +97,22 @@ def test_the_last_moment_of_the_series_is_how_rows_stand_now(journal: Journal) -
     assert {sum(moment) for moment in later} == {6 * ROWS}
 
 
+def test_rows_that_failed_are_not_shown_as_coming_back(own: Journal) -> None:
+    """What a part lacks has left its batch: it is in no state of a batch any more."""
+    (batch,) = enter(own, "r-short", batches=1)
+    move(own, batch, *DONE[:-1], at=NOW)
+    (batch,) = own.batches.walk("r-short")
+    claim = own.leases.claim_batch(batch.id, owner="a test", lease_s=600.0)
+    assert claim is not None
+    own.batches.transition(
+        claim.batch, claim.token, DONE[-1], now=NOW + 90.0, part_rows=ROWS - 3, finished_at=NOW
+    )
+    series = read_run(own, "r-short", before=None, now=LATER).series
+    assert series is not None
+    last = {layer.state: layer.rows[-1] for layer in series.layers if layer.rows[-1]}
+    assert last == {"published": ROWS - 3}
+
+
 def test_the_run_s_page_shows_every_batch_and_what_comes_next(journal: Journal) -> None:
     page = read_run(journal, "r-run", before=None, now=NOW + 90.0)
     assert page.grid.letters == "wwwspp"
