@@ -35,6 +35,11 @@ class Stage:
     path: Path
     items: int
 
+    @property
+    def scratch(self) -> Path:
+        """Where files beside it may lie."""
+        return self.path.parent
+
     def read(self) -> Iterator[pa.RecordBatch]:
         """The items in order."""
         with pa.ipc.open_file(str(self.path)) as reader:
