@@ -52,11 +52,16 @@ class Places:
 
     @property
     def root(self) -> str:
-        """The staging folder; ConfigError when there is none."""
+        """The staging folder; ConfigError when there is none, InvalidRequestError for another place."""
         if self.staging is None:
             raise ConfigError(
                 "batches on Vertex AI go through Cloud Storage: give staging='gs://bucket/prefix' "
                 "(--staging on the command line), or set EMBATCH_STAGING"
+            )
+        if not self.staging.startswith("gs://"):
+            raise InvalidRequestError(
+                f"{self.staging} is no place in Cloud Storage, where alone Vertex AI reads: "
+                "write gs://bucket/path"
             )
         return self.staging.rstrip("/")
 
