@@ -251,7 +251,7 @@ def test_a_bad_staging_folder_is_for_a_person(cloud: Any, stage: Any) -> None:
         pytest.skip("the Gemini API keeps files itself")
     vertex = cloud.provider._vertex
     cloud.provider._vertex = replace(vertex, places=replace(vertex.places, staging="bucket/staged"))
-    with pytest.raises(PermissionDeniedError, match="write gs://bucket/path"):
+    with pytest.raises(ConfigError, match="write gs://bucket/path"):
         uploaded(cloud, stage)
 
 

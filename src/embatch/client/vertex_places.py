@@ -52,14 +52,14 @@ class Places:
 
     @property
     def root(self) -> str:
-        """The staging folder; ConfigError when there is none, InvalidRequestError for another place."""
+        """The staging folder; ConfigError when there is none, or it is no place in Cloud Storage."""
         if self.staging is None:
             raise ConfigError(
                 "batches on Vertex AI go through Cloud Storage: give staging='gs://bucket/prefix' "
                 "(--staging on the command line), or set EMBATCH_STAGING"
             )
         if not self.staging.startswith("gs://"):
-            raise InvalidRequestError(
+            raise ConfigError(
                 f"{self.staging} is no place in Cloud Storage, where alone Vertex AI reads: "
                 "write gs://bucket/path"
             )
