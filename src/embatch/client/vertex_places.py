@@ -52,7 +52,7 @@ class Places:
 
     @property
     def root(self) -> str:
-        """The staging folder; ConfigError when there is none, or it is no place in Cloud Storage."""
+        """The staging folder; ConfigError when there is none, or none in Cloud Storage."""
         if self.staging is None:
             raise ConfigError(
                 "batches on Vertex AI go through Cloud Storage: give staging='gs://bucket/prefix' "
