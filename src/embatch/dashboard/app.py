@@ -63,10 +63,10 @@ class Dashboard:
         self._journal = journal
         self._hooks = hooks or Hooks()
         self._sessions = Sessions(settings.token, cookie=f"embatch_dashboard_{settings.port}")
-        self._pages = Pages(settings, journal, self._hooks, self._sessions)
+        self.live = Live(journal)
+        self._pages = Pages(settings, journal, self._hooks, self._sessions, self.live)
         self._actor = Actor(settings.base, journal, self._hooks)
         self._acting = CapacityLimiter(4)
-        self.live = Live(journal)
         refusals = Refusals(
             host=_asgi(self._refuse_host),
             token=_asgi(self._refuse_token),
@@ -152,7 +152,7 @@ class Dashboard:
         return EventSourceResponse(
             self.live.stream(
                 run=request.query_params.get("run") or None,
-                last_id=request.headers.get("last-event-id"),
+                last_id=request.headers.get("last-event-id") or request.query_params.get("since"),
             ),
             ping=0,
             send_timeout=SEND_S,

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -48,7 +49,7 @@ class Live:
         self._watch = journal.watch()
         self._boot = secrets.token_hex(4)
         self._seq = 0
-        self._latest: dict[str, int] = {}
+        self._latest: OrderedDict[str, int] = OrderedDict()
         """What changed, the latest last: each once, with the number of its last change."""
         self._floor = 0
         """Changes up to this number are forgotten."""
@@ -56,6 +57,25 @@ class Live:
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
         self.clients = 0
+        self._looked = self._begin()
+
+    @property
+    def seq(self) -> int:
+        """The number of the latest change that was announced. Safe to read from any thread."""
+        return self._seq
+
+    def id_of(self, seq: int) -> str:
+        """The id of a message that told of all changes up to a number: a stream begins after it."""
+        return f"{self._boot}-{seq}"
+
+    def is_new(self, seq: int, name: str | None) -> bool:
+        """What was read after change `seq` is not outdated by an announcement; where a run is
+        named, by one of that run. Safe from any thread."""
+        if name is None:
+            return seq == self._seq
+        if seq < self._floor:
+            return False
+        return all(self._latest.get(one, 0) <= seq for one in (name, _ALL))
 
     @property
     def full(self) -> bool:
@@ -90,11 +110,12 @@ class Live:
         """Has the pages of these runs read again."""
         self._seq += 1
         for name in names:
-            self._latest.pop(name, None)
             self._latest[name] = self._seq
+            self._latest.move_to_end(name)
         while len(self._latest) > KEPT:
             oldest = next(iter(self._latest))
-            self._floor = self._latest.pop(oldest)
+            self._floor = self._latest[oldest]
+            del self._latest[oldest]
         self._news.set()
         self._news = asyncio.Event()
 
@@ -132,9 +153,7 @@ class Live:
             "seq": self._seq,
         }
         said = json.dumps(data, separators=(",", ":"))
-        return ServerSentEvent(
-            event="changed", data=said, id=f"{self._boot}-{self._seq}"
-        ), self._seq
+        return ServerSentEvent(event="changed", data=said, id=self.id_of(self._seq)), self._seq
 
     async def _wait(self, run: str | None, mine: int) -> None:
         """Until there is something to say, or a beat is due."""
@@ -150,6 +169,14 @@ class Live:
             except TimeoutError:
                 return
 
+    def _begin(self) -> bool:
+        """The first look, which tells nothing: pages are read after it."""
+        try:
+            self._watch.look()
+        except EmbatchError:  # told when somebody listens
+            return False
+        return True
+
     async def _look_on(self) -> None:
         """Looks at the journal for as long as somebody listens."""
         loop = asyncio.get_running_loop()
@@ -162,6 +189,9 @@ class Live:
                 log.warning("the journal cannot be read now: %s", error)
                 wait_s = TROUBLED_LOOK_S
             else:
+                # What changed between the reading of a page and a late first look is not known.
+                overflow |= not self._looked
+                self._looked = True
                 if loop.time() - announced > AGES_S:
                     announced = loop.time()
                     runs = runs.union(self._watch.open_runs)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from embatch import __version__
 from embatch.dashboard.batch_page import read_batch
+from embatch.dashboard.live import Live
 from embatch.dashboard.machines import ask_provider, read_workers, unasked
 from embatch.dashboard.rendering import render
 from embatch.dashboard.rows import read_runs
@@ -29,10 +30,11 @@ from embatch.journal.store import Journal
 from embatch.types.state import RunState
 
 FRESH_S: Final = 0.3
-"""A page that was read so lately is given to the next browser as it is, …"""
+"""A page that was read so lately is given to the next browser as it is, while nothing that it
+shows was announced since, …"""
 FRESH_FACTOR: Final = 3.0
-"""… or for so many times longer than its reading took: no page takes more than a quarter of a core,
-however many look at it."""
+"""… or for so many times longer than its reading took: a page that nothing changes takes no more
+than a quarter of a core, however many look at it."""
 ASKED_FRESH_S: Final = 5.0
 """The same for a provider's list."""
 KEPT_PAGES: Final = 64
@@ -50,12 +52,18 @@ class Pages:
     """Reads and draws pages. Every call of a page may be repeated."""
 
     def __init__(
-        self, settings: DashboardSettings, journal: Journal, hooks: Hooks, sessions: Sessions
+        self,
+        settings: DashboardSettings,
+        journal: Journal,
+        hooks: Hooks,
+        sessions: Sessions,
+        live: Live,
     ) -> None:
         self._settings = settings
         self._journal = journal
         self._hooks = hooks
         self._sessions = sessions
+        self._live = live
         self._memo = Memo()
         self._readers = CapacityLimiter(READERS)
         self._askers = CapacityLimiter(ASKERS)
@@ -74,13 +82,15 @@ class Pages:
         number = _whole(query.get("page"), "page") or 1
         key = ("runs", state, tag, search, number)
         read = partial(read_runs, self._journal, state=state, tag=tag, search=search, page=number)
-        return await self._answer(request, "runs", await self._read(key, read))
+        page, seq = await self._read(key, read)
+        return await self._answer(request, "runs", page, seq=seq)
 
     async def run(self, request: Request) -> Response:
         """One run: `/runs/ID`."""
         run_id, before = request.path_params["run"], self._before(request)
         read = partial(read_run, self._journal, run_id, before=before)
-        return await self._answer(request, "run", await self._read(("run", run_id, before), read))
+        page, seq = await self._read(("run", run_id, before), read, run=run_id)
+        return await self._answer(request, "run", page, seq=seq)
 
     async def batch(self, request: Request) -> Response:
         """One batch: `/runs/ID/batches/NUMBER`."""
@@ -88,12 +98,14 @@ class Pages:
         before = self._before(request)
         read = partial(read_batch, self._journal, run_id, number, before=before)
         key = ("batch", run_id, number, before)
-        return await self._answer(request, "batch", await self._read(key, read))
+        page, seq = await self._read(key, read, run=run_id)
+        return await self._answer(request, "batch", page, seq=seq)
 
     async def workers(self, request: Request) -> Response:
         """Who takes steps: `/workers`."""
         read = partial(read_workers, self._journal)
-        return await self._answer(request, "workers", await self._read(("workers",), read))
+        page, seq = await self._read(("workers",), read)
+        return await self._answer(request, "workers", page, seq=seq)
 
     async def provider(self, request: Request) -> Response:
         """What lies at a provider: `/provider?provider=NAME`, asked only where one is named."""
@@ -103,7 +115,7 @@ class Pages:
         ask = partial(ask_provider, self._settings.base, self._journal, self._hooks, name)
         page: View | None = None
         with anyio.move_on_after(ASK_MOST_S):
-            page = await to_thread.run_sync(
+            page, _ = await to_thread.run_sync(
                 partial(self._memo.get, ("provider", name), ask, ASKED_FRESH_S),
                 abandon_on_cancel=True,
                 limiter=self._askers,
@@ -122,16 +134,27 @@ class Pages:
         page = ErrorPage(status=status, title=title, words=words)
         return await self._answer(request, "error", page, status=status)
 
-    async def _read(self, key: Hashable, read: Callable[..., View]) -> View:
+    async def _read(
+        self, key: Hashable, read: Callable[..., View], *, run: str | None = None
+    ) -> tuple[View, int]:
+        """The page, and the number of the last change that was announced before it was read."""
+        live = self._live
+
         def fresh() -> View:
             return read(now=self._hooks.clock())
 
-        return await to_thread.run_sync(
-            partial(self._memo.get, key, fresh, FRESH_S), limiter=self._readers
+        get = partial(
+            self._memo.get,
+            key,
+            fresh,
+            FRESH_S,
+            seq=lambda: live.seq,
+            is_new=lambda seq: live.is_new(seq, run),
         )
+        return await to_thread.run_sync(get, limiter=self._readers)
 
     async def _answer(
-        self, request: Request, here: str, page: View, *, status: int = 200
+        self, request: Request, here: str, page: View, *, status: int = 200, seq: int | None = None
     ) -> Response:
         if wants_json(request):
             values = (
@@ -142,14 +165,15 @@ class Pages:
         session = self._sessions.of(request)
         fresh = session is None
         session = session or self._sessions.begin(signed_in=False)
-        frame = self._frame(request, here, page, session)
+        since = self._live.id_of(self._live.seq if seq is None else seq)
+        frame = self._frame(request, here, page, session, since)
         text = await to_thread.run_sync(partial(render, page, frame), limiter=self._readers)
         answer = Response(text, status, _NO_STORE, media_type="text/html")
         if fresh:
             set_session(answer, request, self._sessions, session)
         return answer
 
-    def _frame(self, request: Request, here: str, page: View, session: str) -> Frame:
+    def _frame(self, request: Request, here: str, page: View, session: str, since: str) -> Frame:
         path = request.url.path
         if request.url.query:
             path += f"?{request.url.query}"
@@ -161,6 +185,7 @@ class Pages:
             csrf=self._sessions.csrf(session),
             path=path,
             here=here,
+            since=since,
             fragment=request.headers.get("x-fragment") == "1",
             signed_in=self._sessions.is_open(session),
             notice=self._settings.notices.take(session, request.query_params.get("done")),
@@ -178,8 +203,19 @@ class Memo:
         self._lock = threading.Lock()
         self._slots: OrderedDict[Hashable, _Slot] = OrderedDict()
 
-    def get(self, key: Hashable, read: Callable[[], View], fresh_s: float) -> View:
-        """The page under `key`, read anew where it is older than `fresh_s` seconds."""
+    def get(
+        self,
+        key: Hashable,
+        read: Callable[[], View],
+        fresh_s: float,
+        *,
+        seq: Callable[[], int] = lambda: 0,
+        is_new: Callable[[int], bool] = lambda _: True,
+    ) -> tuple[View, int]:
+        """The page under `key`, and what `seq` gave before it was read.
+
+        It is read anew where it is older than `fresh_s` seconds, or no longer `is_new`.
+        """
         with self._lock:
             slot = self._slots.get(key)
             if slot is None:
@@ -189,17 +225,20 @@ class Memo:
                 self._slots.popitem(last=False)
         with slot.lock:
             begun = time.monotonic()
-            if slot.page is None or begun > slot.fresh_until:
+            if slot.page is None or begun > slot.fresh_until or not is_new(slot.seq):
+                number = seq()
                 slot.page = read()
+                slot.seq = number
                 read_at = time.monotonic()
                 slot.fresh_until = read_at + max(fresh_s, FRESH_FACTOR * (read_at - begun))
-            return slot.page
+            return slot.page, slot.seq
 
 
 class _Slot:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.page: View | None = None
+        self.seq = 0
         self.fresh_until = 0.0
 
 

@@ -53,6 +53,8 @@ class Frame:
     """Path of this page with its query, as links of the page may return to it."""
     here: str
     """Which page this is: "runs", "run", "batch", "workers", "provider", …"""
+    since: str = ""
+    """Where the stream of an open page begins: after the changes that the page shows."""
     fragment: bool = False
     signed_in: bool = False
     """A token was shown: the page may offer to log out (POST /logout)."""

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -169,3 +170,37 @@ def test_a_stream_needs_the_token_too(journal: Journal, journal_url: str, tmp_pa
     """And is refused before it begins."""
     with visited(journal_url, token="a-token-of-a-good-length") as visitor:
         assert visitor.get("/live", accept="text/event-stream").status == 401
+
+
+def test_a_page_shows_what_its_reader_was_told_of(visitor: Visitor, journal: Journal) -> None:
+    """Also where somebody else had it read just before the change: nothing more will be told."""
+    for number in range(5):
+        run_id = f"r-stale-{number}"
+        enter(journal, run_id, batches=1)
+        with _started(Stream(visitor.url, f"/live?run={run_id}")) as stream:
+            stream.changed(run_id)
+            assert visitor.get(f"/runs/{run_id}.json").json["run"]["state"] == "running"
+            journal.transition_run(
+                run_id, RunEvent.COMPLETED, expected=RunState.RUNNING, now=time.time()
+            )
+            stream.changed(run_id)
+            assert visitor.get(f"/runs/{run_id}.json").json["run"]["state"] == "completed"
+
+
+def test_a_change_between_a_page_and_its_stream_is_told(visitor: Visitor, journal: Journal) -> None:
+    """The page says where its stream begins, be it the first that this dashboard gives."""
+    for number in range(2):
+        page = visitor.get("/runs/r-run").text
+        found = re.search(r'data-since="([^"]+)"', page)
+        assert found
+        batch = journal.batches.numbered("r-run", 4 + number)
+        move(journal, batch, *SENT, at=time.time())
+        if number:
+            _told_to_another(visitor)
+        with Stream(visitor.url, f"/live?run=r-run&since={found[1]}") as stream:
+            assert stream.changed("r-run")["runs"] == ["r-run"]
+
+
+def _told_to_another(visitor: Visitor) -> None:
+    with Stream(visitor.url, "/live") as other:
+        other.changed("r-run")

@@ -11,7 +11,7 @@ from embatch.dashboard.pages import Memo, safe_address
 from embatch.dashboard.run_page import MOST_CELLS, grid_of
 from embatch.dashboard.security import check_token, is_loopback
 from embatch.dashboard.settings import Notices
-from embatch.dashboard.views import ErrorPage
+from embatch.dashboard.views import ErrorPage, View
 from embatch.errors import ConfigError
 from embatch.journal.records import EventRecord
 from embatch.journal.views import NumberedEvent
@@ -153,7 +153,7 @@ def test_a_page_is_read_once_for_all_who_ask_at_once() -> None:
         return ErrorPage(status=len(reads), title="", words="")
 
     memo = Memo()
-    assert memo.get("a", read, 60.0) is memo.get("a", read, 60.0)
+    assert memo.get("a", read, 60.0)[0] is memo.get("a", read, 60.0)[0]
     memo.get("b", read, 60.0)
     assert len(reads) == 2
     memo._slots["a"].fresh_until = 0.0
@@ -162,3 +162,28 @@ def test_a_page_is_read_once_for_all_who_ask_at_once() -> None:
     for number in range(1_000):
         memo.get(number, read, 60.0)
     assert len(memo._slots) <= 64
+
+
+def test_a_page_read_before_the_latest_announcement_is_not_given_again() -> None:
+    """One that was read while the announcement came neither: it may show what was before."""
+    reads: list[int] = []
+    announced = 5
+
+    def read() -> ErrorPage:
+        nonlocal announced
+        reads.append(1)
+        if len(reads) == 2:
+            announced += 1
+        return ErrorPage(status=len(reads), title="", words="")
+
+    memo = Memo()
+
+    def get() -> tuple[View, int]:
+        return memo.get("a", read, 60.0, seq=lambda: announced, is_new=lambda seq: seq >= announced)
+
+    first, seq = get()
+    assert (first, seq) == (get()[0], 5)
+    announced = 6
+    assert get()[1] == 6  # the reading during which the seventh change came
+    assert (get()[1], len(reads)) == (7, 3)
+    assert (get()[1], len(reads)) == (7, 3)

@@ -131,7 +131,6 @@
   let wanted = false;
   let lastFetch = 0;
   let lastNews = 0;
-  let opened = false;
 
   function say(state, words) {
     if (pulse.dataset.state === state && pulse.textContent === words) return;
@@ -191,13 +190,10 @@
   function connect() {
     clearTimeout(retryTimer);
     close();
-    const run = main.dataset.run;
-    source = new EventSource(main.dataset.live + (run ? `?run=${encodeURIComponent(run)}` : ""));
-    source.onopen = () => {
-      heard();
-      if (opened) changed();
-      opened = true;
-    };
+    const { live, run, since } = main.dataset;
+    const query = new URLSearchParams({ since, ...(run ? { run } : {}) });
+    source = new EventSource(`${live}?${query}`);
+    source.onopen = heard;
     source.addEventListener("changed", (event) => {
       heard();
       if (concerns(JSON.parse(event.data))) changed();
