@@ -34,6 +34,8 @@ class ChangeWatch:
         self._seen: set[int] = set()
         self._marks: dict[str, tuple[object, ...]] = {}
         self._workers: object = None
+        self._runs: tuple[object, ...] | None = None
+        self._known: set[str] = set()
 
     @property
     def open_runs(self) -> list[str]:
@@ -41,11 +43,11 @@ class ChangeWatch:
         return list(self._marks)
 
     def look(self) -> tuple[set[str], bool, bool]:
-        """Runs that changed since the last look, whether more did than can be told, and whether
-        workers did. The first look finds nothing changed."""
+        """Runs that changed or were forgotten since the last look, whether more did than can be
+        told, and whether workers did. The first look finds nothing changed."""
         first = self._newest is None
         runs, overflow = self._new_events()
-        runs |= self._new_marks()
+        runs |= self._new_marks() | self._forgotten()
         workers = self._workers_changed()
         return (set(), False, False) if first else (runs, overflow, workers)
 
@@ -97,6 +99,17 @@ class ChangeWatch:
         changed = {name for name, mark in marks.items() if self._marks.get(name) != mark}
         self._marks = marks
         return changed
+
+    def _forgotten(self) -> set[str]:
+        """Runs that are gone, with all that told of them."""
+        run = runs_table.c
+        with self._database.read() as connection:
+            mark = tuple(connection.execute(select(func.count(), func.sum(run.created_at))).one())
+            if mark == self._runs:
+                return set()
+            ids = {str(run_id) for run_id in connection.execute(select(run.id)).scalars()}
+        gone, self._known, self._runs = self._known - ids, ids, mark
+        return gone
 
     def _workers_changed(self) -> bool:
         table = workers_table.c

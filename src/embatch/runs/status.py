@@ -174,7 +174,7 @@ def is_worked(journal: Journal, run: RunRecord, now: float) -> bool:
         return journal.workers.serves(queue_of(run))
     try:
         held = is_held(OutputPaths.for_out(run.out).parts)
-    except InvalidRequestError:  # the output is something else by now
+    except (InvalidRequestError, OSError):  # something else by now, or it cannot be looked at
         held = None
     return journal.leases.is_worked(run.id, now=now) if held is None else held
 

@@ -47,6 +47,18 @@ def test_each_change_is_told_once(journal: Journal) -> None:
     assert watch.look() == (set(), False, False)
 
 
+def test_a_forgotten_run_is_told(journal: Journal) -> None:
+    """One that had ended and one that had not, beside a new one; once each."""
+    watch = journal.watch()
+    watch.look()
+    journal.delete_run("r-done")
+    assert watch.look()[0] == {"r-done"}
+    journal.delete_run("r-person")
+    enter(journal, "r-new", batches=1)
+    assert watch.look()[0] == {"r-person", "r-new"}
+    assert watch.look()[0] == set()
+
+
 def test_an_event_that_is_seen_late_is_told(journal: Journal) -> None:
     """Of two transactions at once the smaller id may come to light after the larger one."""
     watch = journal.watch()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -217,3 +218,14 @@ def test_no_page_holds_a_notification_s_target(journal: Journal) -> None:
         *(read_run(journal, run.id, before=None, now=LATER) for run in journal.list_runs()),
     ]
     assert not any(NOTIFY in str(page.to_json()) for page in pages)
+
+
+def test_an_output_that_cannot_be_looked_at_hides_no_run(tmp_path: Path) -> None:
+    """The journal tells who works on it; the other runs stand beside it."""
+    journal = Journal.open(f"sqlite:///{tmp_path / 'journal.db'}")
+    enter(journal, "r-long", out=f"/nowhere/{'x' * 300}")
+    enter(journal, "r-other")
+    page = read_runs(journal, state=None, tag=None, search=None, page=1, now=LATER)
+    assert {row.id for row in page.rows} == {"r-long", "r-other"}
+    assert not read_status(journal, "r-long", now=LATER).worked
+    journal.close()
