@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from browsing import SIZES, Watched, browsing, watching
-from playwright.sync_api import Browser, Response, expect
+from playwright.sync_api import Browser, Response, Route, expect
 from plots import LARGE, PLOTS
 from scenes import MODEL, Scene, tell
 
+from dashboards import enter
 from embatch.config import Secret, Settings
 from embatch.dashboard.app import Dashboard
 from embatch.dashboard.serve import serving
@@ -367,3 +368,47 @@ def test_a_dashboard_that_comes_back_is_found(tmp_path: Path, browser: Browser) 
         port = int(url.rpartition(":")[2])
         stack.enter_context(serving(Dashboard(settings, journal), port=port))
         expect(watched.page.locator("#pulse")).to_have_text("live")
+
+
+def test_a_run_that_is_forgotten_is_said_to_be_gone(tmp_path: Path, browser: Browser) -> None:
+    """On its open page, which asks no more."""
+    journal = Journal.open(f"sqlite:///{tmp_path}/journal.db")
+    enter(journal, "r-gone", batches=1)
+    settings = DashboardSettings(base=Settings(home=tmp_path, journal=""))
+    with ExitStack() as stack:
+        stack.callback(journal.close)
+        url = stack.enter_context(serving(Dashboard(settings, journal)))
+        page = stack.enter_context(browser.new_context()).new_page()
+        page.goto(f"{url}/runs/r-gone")
+        expect(page.locator("#pulse")).to_have_text("live")
+        journal.delete_run("r-gone")
+        expect(page.locator("h1")).to_have_text("There is nothing here", timeout=20_000)
+        expect(page.locator("#pulse")).to_be_hidden()
+
+
+def test_pages_that_fail_are_asked_for_ever_more_rarely(tmp_path: Path, browser: Browser) -> None:
+    """An open stream alone does not make the page live; a page that comes again does."""
+    journal = Journal.open(f"sqlite:///{tmp_path}/journal.db")
+    settings = DashboardSettings(base=Settings(home=tmp_path, journal=""))
+    with ExitStack() as stack:
+        stack.callback(journal.close)
+        dashboard = Dashboard(settings, journal)
+        url = stack.enter_context(serving(dashboard))
+        page = stack.enter_context(browser.new_context()).new_page()
+        page.goto(url)
+        expect(page.locator("#pulse")).to_have_text("live")
+        asked: list[float] = []
+
+        def fail(route: Route) -> None:
+            asked.append(time.monotonic())
+            route.fulfill(status=503, body="not now")
+
+        page.route(f"{url}/", fail)
+        enter(journal, "r-new", batches=1)
+        while len(asked) < 4:
+            page.wait_for_timeout(100)
+        assert asked[3] - asked[2] > asked[1] - asked[0]
+        expect(page.locator("#pulse")).to_have_text("reconnecting")
+        page.unroute(f"{url}/")
+        expect(page.locator("#pulse")).to_have_text("live", timeout=30_000)
+        expect(page.locator("#run-r-new")).to_be_visible()

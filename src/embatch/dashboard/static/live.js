@@ -7,6 +7,7 @@
   const FIRST_RETRY_MS = 1000;
   const MOST_RETRY_MS = 30000;
   const QUIET_MS = 45000;
+  const ANSWER_MS = 15000;
 
   const main = document.getElementById("main");
   const pulse = document.getElementById("pulse");
@@ -99,12 +100,14 @@
 
   async function refresh() {
     const answer = await fetch(location.href, {
+      signal: AbortSignal.timeout(ANSWER_MS),
       headers: { Accept: "text/html", "X-Fragment": "1" },
       credentials: "same-origin",
       cache: "no-store",
     });
     if (answer.status === 401 || answer.redirected) return location.reload();
-    if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+    const gone = answer.status === 404;
+    if (!answer.ok && !gone) throw new Error(`HTTP ${answer.status}`);
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     const fresh = page.getElementById("main");
     if (!fresh) throw new Error("no content");
@@ -113,6 +116,7 @@
     if (page.title) document.title = page.title;
     tick();
     document.dispatchEvent(new CustomEvent("page-changed"));
+    return !gone;
   }
 
   setClock(main);
@@ -131,6 +135,8 @@
   let wanted = false;
   let lastFetch = 0;
   let lastNews = 0;
+  let failing = false;
+  let ended = false;
 
   function say(state, words) {
     if (pulse.dataset.state === state && pulse.textContent === words) return;
@@ -146,18 +152,32 @@
     wanted = false;
     lastFetch = Date.now();
     try {
-      await refresh();
+      if (!(await refresh())) end();
+      else if (failing) {
+        failing = false;
+        if (source) heard();
+      }
     } catch {
+      failing = true;
       lost();
     } finally {
       fetching = false;
     }
-    if (wanted) changed();
+    if (wanted && !failing) changed();
+  }
+
+  /* What the page was about is gone: there will be no more news of it. */
+
+  function end() {
+    ended = true;
+    close();
+    clearTimeout(retryTimer);
+    pulse.hidden = true;
   }
 
   function changed() {
     wanted = true;
-    if (fetchTimer || fetching || document.hidden) return;
+    if (ended || fetchTimer || fetching || document.hidden) return;
     fetchTimer = setTimeout(fetchNow, Math.max(0, lastFetch + LEAST_MS - Date.now()));
   }
 
@@ -168,7 +188,7 @@
 
   function lost() {
     close();
-    if (document.hidden) return;
+    if (document.hidden || ended) return;
     clearTimeout(retryTimer);
     const wait = retryMs * (0.75 + Math.random() / 2);
     retryMs = Math.min(MOST_RETRY_MS, retryMs * 2);
@@ -178,6 +198,7 @@
 
   function heard() {
     lastNews = Date.now();
+    if (failing) return;
     retryMs = FIRST_RETRY_MS;
     say("live", "live");
   }
@@ -188,12 +209,16 @@
   }
 
   function connect() {
+    if (ended) return;
     clearTimeout(retryTimer);
     close();
     const { live, run, since } = main.dataset;
     const query = new URLSearchParams({ since, ...(run ? { run } : {}) });
     source = new EventSource(`${live}?${query}`);
-    source.onopen = heard;
+    source.onopen = () => {
+      heard();
+      if (failing) changed();
+    };
     source.addEventListener("changed", (event) => {
       heard();
       if (concerns(JSON.parse(event.data))) changed();
@@ -208,6 +233,7 @@
   }, 5000);
 
   document.addEventListener("visibilitychange", () => {
+    if (ended) return;
     if (document.hidden) {
       close();
       clearTimeout(retryTimer);
