@@ -88,6 +88,7 @@ def work(
         idle += 1
         time.sleep(0.01 if idle > 1 else 0)
         for run_id in run_ids:
+            time.sleep(0.005)  # others come in between: one process alone would race with nobody
             claim = journal.leases.claim_step(
                 run_id,
                 owner=name,
@@ -101,6 +102,7 @@ def work(
             idle = 0
             with journal._database.read() as connection:
                 seen["most"] = max(seen["most"], connection.execute(_BEGUN).scalar() or 0)
+            time.sleep(0.005)
             broke = _step(journal, claim.batch, claim.token)
             seen["steps"] += 1
             seen["broke"] += broke
