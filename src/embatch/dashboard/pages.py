@@ -275,6 +275,6 @@ def _whole(value: str | None, name: str) -> int | None:
     """A positive number of the query; InvalidRequestError for anything else."""
     if value is None or value == "":
         return None
-    if not (value.isascii() and value.isdecimal() and len(value) < 19 and int(value) > 0):
+    if not (value.isascii() and value.isdecimal() and len(value) < 16 and int(value) > 0):
         raise InvalidRequestError(f"{name}={value[:40]!r}: give a whole number from 1 on")
     return int(value)

@@ -27,6 +27,8 @@ from embatch.types.state import (
 )
 
 PAGE_ROWS = 500
+_LARGEST_NUMBER = 2**31 - 1
+"""Of the column; PostgreSQL refuses to look for more."""
 Also = Callable[[Connection], None]
 """Something that must happen with a change of state or not at all; raising undoes the change."""
 
@@ -238,12 +240,14 @@ class BatchTable:
 
     def numbered(self, run_id: str, number: int) -> BatchRecord:
         """The batch with this number; NotFoundError when the run has none."""
-        with self._database.read() as connection:
-            row = connection.execute(
-                select(batches_table).where(
-                    batches_table.c.run_id == run_id, batches_table.c.number == number
-                )
-            ).one_or_none()
+        row = None
+        if 0 <= number <= _LARGEST_NUMBER:
+            with self._database.read() as connection:
+                row = connection.execute(
+                    select(batches_table).where(
+                        batches_table.c.run_id == run_id, batches_table.c.number == number
+                    )
+                ).one_or_none()
         if row is None:
             raise NotFoundError(f"run {run_id} has no batch {number}")
         return batch_record(row)

@@ -84,6 +84,8 @@ def test_what_is_not_there_is_said_in_both_forms(visitor: Visitor) -> None:
         "/runs/nope": 404,
         "/runs/in doubt".replace(" ", "%20"): 404,
         "/runs/r-run/batches/99": 404,
+        "/runs/r-run/batches/99999999999999999999": 404,
+        "/?page=999999999999999999": 400,
         "/runs/r-run/do/explode": 404,
         "/?state=asleep": 400,
         "/?tag=nothing": 400,
@@ -101,6 +103,7 @@ def test_what_is_not_there_is_said_in_both_forms(visitor: Visitor) -> None:
         assert (html.status, twin.status) == (status, status), path
         assert "Traceback" not in html.text + twin.text
         assert twin.json["error"], path
+    assert visitor.get("/?page=999999999999999").status == 200
     assert visitor.call("DELETE", "/runs/r-run", {}).status == 405
     assert visitor.call("POST", "/", {}, b"").status == 405
 
