@@ -36,9 +36,7 @@ Token = Annotated[
 ReadOnly = Annotated[
     bool, typer.Option("--read-only", help="Refuse to cancel, resume or change anything.")
 ]
-Open = Annotated[
-    bool, typer.Option("--open", help="Open the page in this machine's browser.")
-]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in this machine's browser.")]
 Json = Annotated[bool, typer.Option("--json", help="Tell the address as one line of JSON.")]
 
 

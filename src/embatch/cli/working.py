@@ -137,8 +137,10 @@ def _work(
     with Interrupts(session.err) as interrupts:
 
         def over() -> bool:
+            if interrupts.signal is not None:
+                return True  # also while the journal is away
             wanted = watch.look()
-            return interrupts.signal is not None or (once and not wanted)
+            return once and not wanted
 
         with environment.courier() as courier:
             work(over)

@@ -16,6 +16,7 @@ from procrastinate.schema import SchemaManager
 
 from embatch.errors import ConfigError, JournalError
 from embatch.execution.turns import Job
+from embatch.journal.refusals import is_refused
 
 log = logging.getLogger("embatch.execution")
 
@@ -71,9 +72,9 @@ def away(error: Exception, what: str) -> JournalError:
     """The error as the journal's: its database is away, or refuses."""
     cause = error.__cause__ if isinstance(error, ConnectorException) else error
     diagnosis = getattr(cause, "diag", None)
-    said = getattr(diagnosis, "message_primary", None) or type(cause or error).__name__
-    refusal = JournalError(f"{what}: {said}")
-    refusal.transient = isinstance(cause, psycopg.OperationalError)
+    said = getattr(diagnosis, "message_primary", None) or " ".join(str(cause or error).split())
+    refusal = JournalError(f"{what}: {said or type(cause or error).__name__}")
+    refusal.transient = isinstance(cause, psycopg.OperationalError) and not is_refused(said)
     return refusal
 
 

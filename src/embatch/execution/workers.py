@@ -44,6 +44,8 @@ POLL_S: Final = 1.0
 """How often a worker looks for jobs whose time has come; new ones are heard of at once."""
 RESCUE_CRON: Final = "* * * * * */15"
 """Every 15 s, by one worker for all."""
+PREPARE_AGAIN_S: Final = 1.0
+"""Seconds between two tries to reach a database that is away when a worker begins."""
 _LOOK_S: Final = 0.1
 _TASKS: Final[tuple[Task, ...]] = ("dispatch", "step", "plan", "finish", "watch")
 _AWAY: Final = (ConnectorException, psycopg.Error, OSError, TimeoutError)
@@ -104,7 +106,8 @@ class WorkerExecutor:
         While the database is away it waits, and goes on when it is back. Another error that
         belongs to no run is raised here.
         """
-        self._patience.ask(lambda: prepare(self._url))
+        if not self._prepare(until):
+            return
         _quieten()
         loop = threading.Thread(target=self._run, name="embatch-worker")
         self._keeper.start()
@@ -124,6 +127,20 @@ class WorkerExecutor:
             self._presence.stop()
         if self._failure is not None:
             raise self._failure
+
+    def _prepare(self, until: Callable[[], bool]) -> bool:
+        """Makes the tables of jobs. False when it is over before the database takes them."""
+        while True:
+            try:
+                prepare(self._url)
+            except JournalError as error:
+                if not self._patience.bears(error):
+                    raise
+                if self._is_over(until) or self._stopping.wait(PREPARE_AGAIN_S):
+                    return False
+            else:
+                self._patience.relax()
+                return True
 
     def _is_over(self, until: Callable[[], bool]) -> bool:
         try:

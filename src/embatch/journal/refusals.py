@@ -44,6 +44,11 @@ def is_transient(error: DBAPIError | PoolTimeoutError) -> bool:
     return error.connection_invalidated or (away and not _REFUSED.search(str(error.orig)))
 
 
+def is_refused(words: str) -> bool:
+    """What libpq says of a connection is a refusal, and no server that is away."""
+    return _REFUSED.search(words) is not None
+
+
 def is_conflict(error: JournalError) -> bool:
     """Two transactions were in one another's way, and this one was undone."""
     cause = error.__cause__

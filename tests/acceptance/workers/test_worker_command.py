@@ -13,6 +13,7 @@ from crew import Crew, eventually
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.types.state import BatchState, RunState
+from postgres import PostgresServer
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -151,3 +152,21 @@ def test_an_input_that_a_machine_cannot_see_is_named(crew: Crew, journal: Journa
     shown: dict[str, Any] = json.loads(crew.type("resume", run_id, "--json").stdout)
     assert shown["state"] == "completed"
     check_right(crew.folder / "out")
+
+
+def test_a_worker_ends_at_sigterm_while_its_database_is_away(tmp_path: Path) -> None:
+    """There is nothing to wait for: what was in hand is taken up by others later."""
+    with PostgresServer() as server:
+        url = server.create_journal()
+        with Crew(tmp_path, url) as crew:
+            worker = crew.worker()
+            eventually(lambda: '"alive"' in crew.type("workers", "--json").stdout, "it works")
+            server.stop()
+            worker.send_signal(signal.SIGTERM)
+            assert worker.wait(90) == 143, crew.said()
+
+
+def test_what_the_jobs_connection_refuses_is_no_outage(crew: Crew) -> None:
+    """A setting that libpq cannot read ends the worker with its words, not with waiting."""
+    crew.journal_url += "?options=-c+statement_timeout%3D30000"
+    crew.type("worker", "--once", code=1)
