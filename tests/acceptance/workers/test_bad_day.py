@@ -33,14 +33,18 @@ FLAGS = (
 CREATE = {"route": "batches.create"}
 
 
-def bad_day(seed: int) -> list[Fault]:
-    """Answers lost before and after the effect, lists that lag, refusals, short reads."""
+def bad_day(seed: int, hint_s: float | None) -> list[Fault]:
+    """Answers lost before and after the effect, lists that lag, refusals, short reads.
+
+    A full quota says when to return, after `hint_s`, or says nothing.
+    """
+    hints = {} if hint_s is None else {"hints": "minute", "retry_delay_s": hint_s}
     return [
         Fault("job_duration", args={"seconds": 1.0}, id=f"slow-{seed}"),
         Fault("listing_delay", args={"seconds": 1.0}, id=f"lag-{seed}"),
         Fault("reset_after", CREATE, probability=0.15, id=f"lost-{seed}"),
         Fault("reset_before", CREATE, probability=0.1, id=f"gone-{seed}"),
-        Fault("rate_limited", CREATE, times=4, after=6, id=f"full-{seed}"),
+        Fault("rate_limited", CREATE, times=4, after=6, args=hints, id=f"full-{seed}"),
         Fault("server_error", probability=0.02, args={"code": 503}, id=f"down-{seed}"),
         Fault("truncate", {"route": "files.download"}, probability=0.1, id=f"short-{seed}"),
     ]
@@ -64,12 +68,19 @@ def check_right(out: Path, rows: int) -> None:
 
 
 def live_through(
-    folder: Path, server: PostgresServer, *, batches: int, seed: int, kills: int, every_s: float
+    folder: Path,
+    server: PostgresServer,
+    *,
+    batches: int,
+    seed: int,
+    kills: int,
+    every_s: float,
+    hint_s: float | None = None,
 ) -> dict[str, Any]:
     """The bad day. Gives what happened."""
     chance = random.Random(seed)
     rows = batches * BATCH_ITEMS
-    with CloudProcess(seed=seed, faults=bad_day(seed)) as cloud:
+    with CloudProcess(seed=seed, faults=bad_day(seed, hint_s)) as cloud:
         variables = {
             "GOOGLE_API_KEY": cloud.api_key,
             "GOOGLE_GEMINI_BASE_URL": cloud.gemini_url,
@@ -99,7 +110,7 @@ def live_through(
             if not restarted:
                 server.restart()
             try:
-                eventually(lambda: patient(ended), "the run's end", deadline_s=60 + 3.0 * batches)
+                eventually(lambda: patient(ended), "the run's end", deadline_s=240 + 3.0 * batches)
             except AssertionError:
                 raise AssertionError(crew.said()) from None
             run = journal.get_run(run_id)
@@ -134,9 +145,11 @@ def pause(seconds: float) -> None:
 
 
 def test_workers_that_are_killed_bring_every_row_once(tmp_path: Path) -> None:
-    """Sixteen batches, four workers, four kills, one restart of PostgreSQL."""
+    """Twelve batches, four workers, four kills, one restart of PostgreSQL."""
     with PostgresServer() as server:
-        happened = live_through(tmp_path, server, batches=16, seed=7, kills=4, every_s=1.5)
+        happened = live_through(
+            tmp_path, server, batches=12, seed=7, kills=4, every_s=1.0, hint_s=2.0
+        )
     assert happened["kills"] >= 1
 
 

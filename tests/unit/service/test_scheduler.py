@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from embatch.errors import ConfigError, ProviderUnavailableError
-from embatch.service.claims import Claim
+from embatch.service.claims import Claim, claim_next
 from embatch.service.files import ResultFile, SliceResult
 from embatch.service.scheduler import Scheduler
 from embatch.testing import FakeEngine
@@ -56,15 +56,27 @@ def test_a_batch_is_computed_to_the_end(service: Any) -> None:
     assert service.engine.calls == 4
 
 
-def test_a_wake_up_is_answered_at_once(service: Any) -> None:
+def test_a_wake_up_is_answered_at_once(
+    service: Any, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
     """A scheduler that would look again in an hour starts a batch when woken, then rests again."""
+    looks: list[Claim | None] = []
+
+    def look(*given: Any, **options: Any) -> Claim | None:
+        looks.append(claim_next(*given, **options))
+        return looks[-1]
+
+    monkeypatch.setattr("embatch.service.scheduler.claim_next", look)
     scheduler = service.scheduler(idle_poll_s=3600.0)
     batch = service.create(TEXTS)
     scheduler.wake()
     assert service.finished(batch.id).state is JobState.COMPLETED
+    eventually(lambda: looks[-1] is None)
     other = service.create(TEXTS, label="other")
     time.sleep(0.1)  # it rests
     assert service.store.get(other.id).state is JobState.PENDING
+    scheduler.wake()
+    assert service.finished(other.id).state is JobState.COMPLETED
 
 
 def test_batches_of_other_processes_are_found_without_a_wake_up(service: Any) -> None:
