@@ -310,7 +310,7 @@ def _postgres_writer(url: str) -> Any:
                 )
             connection.commit()
             connection.autocommit = True
-            connection.execute("ANALYZE")
+            connection.execute("VACUUM ANALYZE")  # as autovacuum has done in a journal in use
             connection.close()
             return
         for table, entries in rows.items():
