@@ -246,6 +246,8 @@ def _facts(status: RunStatus) -> Table:
         grid.add_row("error", Text(status.error, style="red"))
     elif status.waiting:
         grid.add_row("waits", Text(status.waiting, style="yellow"))
+    if status.unseen:
+        grid.add_row("output", Text(status.unseen, style="yellow"))
     return grid
 
 

@@ -139,7 +139,7 @@ def leave_to_workers(session: Session, environment: "Environment", status: "RunS
 def warn_without_workers(session: Session, environment: "Environment", run_id: str) -> None:
     """Says that nothing will happen to a run for workers while none is alive for its queue."""
     from embatch.journal.workers import queue_of
-    from embatch.runs.status import WORKING_STATES
+    from embatch.runs.attendance import WORKING_STATES
 
     run = environment.journal.get_run(run_id)
     if run.config.get("execution") != "workers" or run.state not in WORKING_STATES:

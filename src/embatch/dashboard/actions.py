@@ -22,9 +22,10 @@ from embatch.journal.purchases import dollars
 from embatch.journal.records import BatchRecord, RunRecord
 from embatch.journal.store import Journal
 from embatch.runs.accounts import enough, set_cap
+from embatch.runs.attendance import WORKING_STATES, attendance_of
 from embatch.runs.end import retry_run
 from embatch.runs.start import BLOCKED, RESUMABLE, wake_run
-from embatch.runs.status import WORKING_STATES, RunStatus, is_worked
+from embatch.runs.status import RunStatus
 from embatch.types.state import FINAL_RUN_STATES, BatchState, RunState
 
 RUN_ACTIONS: Final[tuple[ActionName, ...]] = ("resume", "budget", "retry", "cancel")
@@ -136,7 +137,7 @@ def who_goes_on(journal: Journal, run: RunRecord, *, now: float) -> str:
     """Who takes the run's steps once the journal says that it goes on."""
     if run.config.get("execution") == "workers":
         return "The workers of this journal take the steps from there."
-    if run.state in WORKING_STATES and is_worked(journal, run, now):
+    if run.state in WORKING_STATES and attendance_of(journal, run, now=now).worked:
         return "The process that works on it takes the steps from there."
     return (
         "This page takes no steps: a process that works on the journal does. If none is "

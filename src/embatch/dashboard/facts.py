@@ -63,6 +63,8 @@ class RunRow:
     """Rows written in equal spans of the run's time, oldest first; empty before the first."""
     why: Why | None
     """Why it does not move; None while it does, and once it is complete."""
+    unseen: str | None
+    """Why its output cannot be looked at; the journal alone tells then who works on it."""
     tags: Mapping[str, str]
     created_at: float
     finished_at: float | None

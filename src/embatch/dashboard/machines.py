@@ -12,8 +12,8 @@ from embatch.hooks import Hooks
 from embatch.journal.store import Journal
 from embatch.journal.workers import WorkerRecord, queue_of
 from embatch.providers.base import RemoteJob
+from embatch.runs.attendance import WORKING_STATES
 from embatch.runs.orphans import orphan_of, owner_of
-from embatch.runs.status import WORKING_STATES
 
 PROVIDERS: Final = ("gemini", "vertex", "local")
 MOST_JOBS: Final = 500

@@ -11,13 +11,8 @@ from embatch.journal.overview import RunSums
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.runs.accounts import cost_and_saving
-from embatch.runs.status import (
-    RATE_BATCHES,
-    WORKING_STATES,
-    RunStatus,
-    is_worked,
-    waiting_for_person,
-)
+from embatch.runs.attendance import attendance_of
+from embatch.runs.status import RATE_BATCHES, RunStatus, waiting_for_person
 from embatch.runs.why import Why, explain
 from embatch.types.state import FINAL_RUN_STATES, RunState
 
@@ -111,6 +106,7 @@ def row_of_status(status: RunStatus, spark: Sequence[int]) -> RunRow:
         saved_usd=status.saved_usd,
         spark=tuple(spark),
         why=status.why,
+        unseen=status.unseen,
         tags=status.tags,
         created_at=status.created_at,
         finished_at=status.finished_at,
@@ -132,7 +128,8 @@ def _row(
 ) -> RunRow:
     counts = sums.counts
     done = counts.written + counts.live
-    worked = run.state not in WORKING_STATES or is_worked(journal, run, now)
+    seen = attendance_of(journal, run, now=now)
+    worked = seen.worked
     if run.finished_at is not None:
         pace: float | None = counts.written / max(0.001, run.finished_at - run.created_at)
     else:
@@ -168,6 +165,7 @@ def _row(
         saved_usd=saved,
         spark=tuple(spark),
         why=why,
+        unseen=seen.unseen,
         tags=run.tags,
         created_at=run.created_at,
         finished_at=run.finished_at,

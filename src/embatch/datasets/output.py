@@ -1,5 +1,6 @@
 """Where an output keeps its parts, manifest and failures."""
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any, Final
 import orjson
 
 from embatch.datasets.durable import write_whole
-from embatch.errors import InvalidRequestError
+from embatch.errors import InvalidRequestError, StorageError
 from embatch.storage.places import Place, local_copy, parse_place, scratch_of
 
 _SINGLE_FILES: Final = frozenset({".parquet", ".npy"})
+_LONGEST_SHOWN: Final = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +46,14 @@ class OutputPaths:
 
     @classmethod
     def for_out(cls, out: str) -> "OutputPaths":
-        """The paths of the output that the user calls `out`."""
+        """The paths of the output that the user calls `out`.
+
+        InvalidRequestError for what cannot be an output, StorageError where it cannot be told.
+        """
         path = parse_place(out)
         single = path.suffix.lower() in _SINGLE_FILES
-        if single and isinstance(path, Path) and path.is_dir():
-            raise InvalidRequestError(f"{out} is a folder: an output of this name is one file")
-        if not single and isinstance(path, Path) and path.is_file():
-            raise InvalidRequestError(
-                f"{out} is a file: name a folder, or a file that ends in .parquet or .npy"
-            )
+        if isinstance(path, Path):
+            _require_form(out, path, single=single)
         base = path.with_suffix(".embatch") if single else path
         npy = path.suffix.lower() == ".npy"
         work = base / ("work" if single else ".work")
@@ -66,6 +67,27 @@ class OutputPaths:
             single_file=path if single else None,
             keys_file=path.with_suffix(".keys.parquet") if npy else None,
         )
+
+
+def _require_form(out: str, path: Path, *, single: bool) -> None:
+    try:
+        wrong = path.is_dir() if single else path.is_file()
+    except OSError as error:
+        said = f"{_shown(out)} cannot be looked at: {error.strerror or error}"
+        if error.errno == errno.ENAMETOOLONG:
+            raise InvalidRequestError(said) from None
+        raise StorageError(said) from None
+    if wrong and single:
+        raise InvalidRequestError(f"{out} is a folder: an output of this name is one file")
+    if wrong:
+        raise InvalidRequestError(
+            f"{out} is a file: name a folder, or a file that ends in .parquet or .npy"
+        )
+
+
+def _shown(out: str) -> str:
+    """The name, cut where it is too long for a sentence."""
+    return out if len(out) <= _LONGEST_SHOWN else f"{out[:_LONGEST_SHOWN]}…"
 
 
 def write_failures(path: Place, failures: Iterable[Mapping[str, Any]]) -> int:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import IO, Final
 
-from embatch.errors import InvalidRequestError
+from embatch.errors import InvalidRequestError, StorageError
 from embatch.storage.places import Place, scratch_of
 
 LOCK_NAME: Final = ".lock"
@@ -22,9 +22,13 @@ class OutputLock:
     """
 
     def __init__(self, folder: Place, *, exclusive: bool) -> None:
-        """Takes the lock; InvalidRequestError while others hold it against this."""
+        """Takes the lock; InvalidRequestError while others hold it against this.
+
+        A folder of this machine must be there.
+        """
         here = scratch_of(folder)
-        here.mkdir(parents=True, exist_ok=True)
+        if not isinstance(folder, Path):
+            here.mkdir(parents=True, exist_ok=True)
         self._file: IO[bytes] | None = (here / LOCK_NAME).open("ab")
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         for left in reversed(range(_TRIES)):
@@ -60,7 +64,10 @@ def remove_lock(folder: Place) -> None:
 
 
 def is_held(folder: Place) -> bool | None:
-    """Some process on this machine works on the output; None where that cannot be told."""
+    """Some process on this machine works on the output; None where no lock tells that.
+
+    StorageError where the lock cannot be looked at.
+    """
     if not isinstance(folder, Path):
         return None
     try:
@@ -68,6 +75,8 @@ def is_held(folder: Place) -> bool | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be looked at: {error.strerror or error}") from None
     return False

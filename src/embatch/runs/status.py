@@ -4,22 +4,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from embatch.datasets.output import OutputPaths
-from embatch.datasets.ownership import is_held
-from embatch.errors import InvalidRequestError
 from embatch.journal.outbox import OutboxCounts
-from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
-from embatch.journal.workers import queue_of
 from embatch.runs.accounts import Accounts, read_accounts
+from embatch.runs.attendance import Attendance, attendance_of
 from embatch.runs.quota_status import QuotaStatus, read_quota
 from embatch.runs.why import Why, explain
 from embatch.types.state import FINAL_RUN_STATES, RunState
 
 RATE_BATCHES = 20
 """Published batches whose pace counts as the present one."""
-WORKING_STATES = (RunState.PLANNING, RunState.RUNNING, RunState.PARKED)
-"""States in which a run wants a process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +70,8 @@ class RunStatus:
     """Messages about the run that have not arrived."""
     worked: bool = True
     """Some process takes the steps of the run, or it needs none now."""
+    unseen: str | None = None
+    """Why its output cannot be looked at, so that the journal alone tells who works on it."""
     why: Why | None = None
     """Why nothing moves, with what to type; while the input is read, that."""
 
@@ -113,7 +109,8 @@ def read_status(
 ) -> RunStatus:
     """The run as it stands in the journal at `now`; `works_here`: this process works on it."""
     run = journal.get_run(run_id)
-    worked = works_here or run.state not in WORKING_STATES or is_worked(journal, run, now)
+    seen = Attendance(worked=True) if works_here else attendance_of(journal, run, now=now)
+    worked = seen.worked
     counts = journal.batches.counts(run.id)
     done = counts.written + counts.live
     if run.finished_at is None:
@@ -162,21 +159,8 @@ def read_status(
         quota=read_quota(journal, run.id, now=now),
         notifications=journal.outbox.counts(run.id),
         worked=worked,
+        unseen=seen.unseen,
     )
-
-
-def is_worked(journal: Journal, run: RunRecord, now: float) -> bool:
-    """Told by the lock on the output where that is on this machine, else by the journal.
-
-    A run for workers is worked while one is alive that takes its kind of jobs.
-    """
-    if run.config.get("execution") == "workers":
-        return journal.workers.serves(queue_of(run))
-    try:
-        held = is_held(OutputPaths.for_out(run.out).parts)
-    except (InvalidRequestError, OSError):  # something else by now, or it cannot be looked at
-        held = None
-    return journal.leases.is_worked(run.id, now=now) if held is None else held
 
 
 def waiting_for_person(journal: Journal, run_id: str, state: RunState) -> dict[int, str]:

@@ -1,5 +1,7 @@
 """What the pages read from the journal is what the journal holds, on either database."""
 
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +12,16 @@ from dashboards import DONE, MODEL, NOTIFY, NOW, ROWS, enter, fill, move
 from embatch.dashboard.batch_page import read_batch
 from embatch.dashboard.events import PER_PAGE
 from embatch.dashboard.machines import read_workers
+from embatch.dashboard.rendering import render
 from embatch.dashboard.rows import PER_PAGE as RUNS_A_PAGE
 from embatch.dashboard.rows import read_runs, row_of_status
 from embatch.dashboard.run_page import read_run
+from embatch.dashboard.views import Frame, View
 from embatch.errors import NotFoundError
 from embatch.journal.store import Journal
+from embatch.runs import attendance
 from embatch.runs.status import read_status
+from embatch.storage.places import Place
 
 LATER = NOW + 200.0
 EVERYTHING = {"state": None, "tag": None, "search": None, "page": 1}
@@ -42,6 +48,14 @@ def own(journal_url: str) -> Iterator[Journal]:
     opened = Journal.open(journal_url)
     yield opened
     opened.close()
+
+
+def drawn(page: View, here: str) -> str:
+    """The page's HTML."""
+    around = Frame(
+        now=LATER, version="1", journal="j", read_only=False, csrf="c", path="/", here=here
+    )
+    return render(page, around)
 
 
 def ids(journal: Journal, **wanted: object) -> list[str]:
@@ -221,11 +235,45 @@ def test_no_page_holds_a_notification_s_target(journal: Journal) -> None:
 
 
 def test_an_output_that_cannot_be_looked_at_hides_no_run(tmp_path: Path) -> None:
-    """The journal tells who works on it; the other runs stand beside it."""
+    """The journal tells who works on it, its row says so, and the other runs stand beside it."""
     journal = Journal.open(f"sqlite:///{tmp_path / 'journal.db'}")
-    enter(journal, "r-long", out=f"/nowhere/{'x' * 300}")
+    enter(journal, "r-long", out=str(tmp_path / ("x" * 300)))
     enter(journal, "r-other")
     page = read_runs(journal, state=None, tag=None, search=None, page=1, now=LATER)
-    assert {row.id for row in page.rows} == {"r-long", "r-other"}
+    said = {row.id: row.unseen for row in page.rows}
+    assert said["r-other"] is None
+    assert "cannot be looked at: File name too long" in str(said["r-long"])
     assert not read_status(journal, "r-long", now=LATER).worked
+    assert "cannot be looked at" in drawn(page, "runs")
+    run = read_run(journal, "r-long", before=None, now=LATER)
+    assert "cannot be looked at" in drawn(run, "run")
+    journal.close()
+
+
+def test_a_disk_that_hangs_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds one thread, and no page; when it answers again it is looked at again."""
+    answers, looked = threading.Event(), list[Place]()
+
+    def is_held(folder: Place) -> bool | None:
+        looked.append(folder)
+        if "hangs" in str(folder):
+            answers.wait()
+        return None
+
+    monkeypatch.setattr(attendance, "is_held", is_held)
+    monkeypatch.setattr(attendance, "LOOK_S", 0.05)
+    journal = Journal.open(f"sqlite:///{tmp_path / 'journal.db'}")
+    enter(journal, "r-hangs", out="/nowhere/hangs")
+    enter(journal, "r-other")
+    for _ in range(3):
+        said = {row.id: row.unseen for row in read_runs(journal, **EVERYTHING, now=LATER).rows}  # type: ignore[arg-type]
+        assert said["r-other"] is None
+        assert "its disk does not answer" in str(said["r-hangs"])
+    assert sum("hangs" in str(folder) for folder in looked) == 1
+    answers.set()
+    deadline = time.monotonic() + 30.0
+    while read_status(journal, "r-hangs", now=LATER).unseen is not None:
+        assert time.monotonic() < deadline
     journal.close()

@@ -59,3 +59,10 @@ def test_failures_come_back_as_they_were_written(tmp_path):
     assert list(read_failures(path)) == failures
     assert [p.name for p in tmp_path.iterdir()] == ["failures.jsonl"]
     assert list(read_failures(tmp_path / "none.jsonl")) == []
+
+
+def test_a_name_that_no_disk_takes_is_refused_in_words(tmp_path):
+    """As usage, and cut where it is longer than a sentence."""
+    with pytest.raises(InvalidRequestError, match="looked at: File name too long") as told:
+        OutputPaths.for_out(str(tmp_path / ("x" * 3_000)))
+    assert len(str(told.value)) < 300
