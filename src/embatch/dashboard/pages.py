@@ -21,7 +21,7 @@ from embatch.dashboard.machines import ask_provider, read_workers, unasked
 from embatch.dashboard.rendering import render
 from embatch.dashboard.rows import read_runs
 from embatch.dashboard.run_page import read_run
-from embatch.dashboard.security import Sessions
+from embatch.dashboard.security import Sessions, is_https
 from embatch.dashboard.settings import DashboardSettings
 from embatch.dashboard.views import ErrorPage, Frame, View
 from embatch.errors import InvalidRequestError
@@ -257,7 +257,7 @@ def set_session(answer: Response, request: Request, sessions: Sessions, session:
         session,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=is_https(request),
         path="/",
     )
 

@@ -28,9 +28,9 @@ LEAST_TOKEN: Final = 16
 SESSION_S: Final = 7 * 24 * 3600.0
 MOST_SESSIONS: Final = 1_000
 GUESSES: Final = 10
-"""Wrong tokens of one address, after which it has to wait …"""
+"""Wrong tokens of one address, after which further ones are not told to be wrong …"""
 GUESSES_S: Final = 300.0
-"""… until the first of them is so many seconds old."""
+"""… until the first of them is so many seconds old, but refused."""
 WRONG_S: Final = 0.5
 """Seconds that a wrong token waits for its answer."""
 MOST_ADDRESSES: Final = 10_000
@@ -110,16 +110,20 @@ class Sessions:
         return hmac.new(self._key, session.encode(), hashlib.sha256).hexdigest()
 
     async def accepts(self, shown: str, address: str) -> bool | None:
-        """The word is the token; None while this address has guessed too often. Slow where not."""
-        if self._guessed(address) >= GUESSES:
-            return None
+        """The word is the token; None where it is not and this address has guessed too often.
+
+        The token itself always opens: others behind the same address keep nobody out. Slow where
+        it does not.
+        """
         if self.token is None or _same(shown, self.token.reveal()):
             return True
-        self._wrong.setdefault(address, []).append(time.monotonic())
-        while len(self._wrong) > MOST_ADDRESSES:
-            self._wrong.popitem(last=False)
+        often = self._guessed(address) >= GUESSES
+        if not often:
+            self._wrong.setdefault(address, []).append(time.monotonic())
+            while len(self._wrong) > MOST_ADDRESSES:
+                self._wrong.popitem(last=False)
         await asyncio.sleep(WRONG_S)
-        return False
+        return None if often else False
 
     def _guessed(self, address: str) -> int:
         since = time.monotonic() - GUESSES_S
@@ -203,6 +207,13 @@ class Refusals:
 
     def __init__(self, *, host: ASGIApp, token: ASGIApp, too_often: ASGIApp) -> None:
         self.host, self.token, self.too_often = host, token, too_often
+
+
+def is_https(request: Request) -> bool:
+    """The browser came by TLS: to here, or to a proxy on this machine, which says so."""
+    near = is_loopback(request.client.host if request.client else None)
+    said = request.headers.get("x-forwarded-proto") if near else None
+    return "https" in (request.url.scheme, said)
 
 
 def _host(headers: Headers) -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dashboards import TOKEN, Answer, Visitor, fill, visited
+from embatch.dashboard import security
 from embatch.journal.store import Journal
 from embatch.types.state import RunState
 
@@ -107,13 +108,24 @@ def test_a_login_leads_nowhere_else(guarded: Visitor) -> None:
         assert came.headers["Location"] == "/", away
 
 
-def test_guessing_is_slowed_and_stopped(guarded: Visitor) -> None:
-    """After ten wrong tokens of an address even the right one has to wait."""
+def test_guessing_is_slowed_and_stopped(guarded: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ten wrong tokens of an address it is told to wait; the right one always opens."""
+    monkeypatch.setattr(security, "WRONG_S", 0.0)
     for guess in range(10):
         assert guarded.post("/login", {"token": f"wrong-{guess}"}).status == 401
-    refused = guarded.post("/login", {"token": TOKEN})
+    refused = guarded.post("/login", {"token": "wrong-10"})
     assert (refused.status, refused.headers["Retry-After"]) == (429, "300")
-    assert guarded.get("/runs.json", authorization=f"Bearer {TOKEN}").status == 429
+    assert guarded.get("/runs.json", authorization="Bearer wrong-11").status == 429
+    assert guarded.get("/runs.json", authorization=f"Bearer {TOKEN}").status == 200
+    assert guarded.post("/login", {"token": TOKEN}).status == 303
+
+
+def test_a_proxy_on_this_machine_makes_the_cookie_secure(guarded: Visitor) -> None:
+    """It says that the browser came by TLS; without a word of it the cookie goes by HTTP too."""
+    plain = guarded.post("/login", {"token": TOKEN})
+    assert "secure" not in plain.headers["Set-Cookie"].lower()
+    behind = guarded.post("/login", {"token": TOKEN}, x_forwarded_proto="https")
+    assert "secure" in behind.headers["Set-Cookie"].lower()
 
 
 def test_a_post_of_another_site_does_nothing(visitor: Visitor, url: str) -> None:

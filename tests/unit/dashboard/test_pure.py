@@ -1,6 +1,7 @@
 """Grids, times, words and tokens: what the dashboard computes without a journal."""
 
 import pytest
+from starlette.requests import Request
 
 from embatch.config import Secret
 from embatch.dashboard.app import _inside
@@ -9,7 +10,7 @@ from embatch.dashboard.events import _WORDS, timeline
 from embatch.dashboard.facts import GRID_LETTERS
 from embatch.dashboard.pages import Memo, safe_address
 from embatch.dashboard.run_page import MOST_CELLS, grid_of
-from embatch.dashboard.security import check_token, is_loopback
+from embatch.dashboard.security import check_token, is_https, is_loopback
 from embatch.dashboard.settings import Notices
 from embatch.dashboard.views import ErrorPage, View
 from embatch.errors import ConfigError
@@ -187,3 +188,18 @@ def test_a_page_read_before_the_latest_announcement_is_not_given_again() -> None
     assert get()[1] == 6  # the reading during which the seventh change came
     assert (get()[1], len(reads)) == (7, 3)
     assert (get()[1], len(reads)) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("client", "said", "secure"),
+    [("127.0.0.1", "https", True), ("127.0.0.1", "http", False), ("192.0.2.7", "https", False)],
+)
+def test_only_this_machine_may_say_that_tls_was_used(client: str, said: str, secure: bool) -> None:
+    """What others write into their headers is not believed."""
+    request = Request(
+        {
+            "type": "http", "scheme": "http", "path": "/", "server": ("h", 80),
+            "client": (client, 1), "headers": [(b"x-forwarded-proto", said.encode())],
+        }
+    )  # fmt: skip
+    assert is_https(request) is secure
