@@ -176,7 +176,9 @@ def test_a_person_is_called_once_for_what_they_can_mend_at_once(journal: Journal
     end(journal, RunEvent.BLOCKED)
     (told,) = claim_all(journal)
     assert told.kind == "run.needs_person"
-    assert told.payload["data"]["waiting"] == "batch 0: type something"
+    waiting = "batch 0 waits for a person: embatch status r1 says why"
+    assert told.payload["data"]["waiting"] == waiting
+    assert "type something" not in str(told.payload)
     journal.batches.unblock("r1", now=1_004.0)
     journal.transition_run("r1", RunEvent.RESUMED, expected=RunState.NEEDS_PERSON, now=1_004.0)
     claim = journal.leases.claim_step("r1", owner="me", lease_s=60, now=1_005.0, max_in_flight=9)
@@ -185,7 +187,8 @@ def test_a_person_is_called_once_for_what_they_can_mend_at_once(journal: Journal
         claim.batch.id, claim.token, next_at=1_005.0, blocked_reason="person", blocked_detail="b"
     )
     journal.transition_run("r1", RunEvent.BLOCKED, expected=RunState.RUNNING, now=1_006.0)
-    assert [one.payload["data"]["waiting"] for one in claim_all(journal)] == ["b"]
+    (again,) = claim_all(journal)
+    assert again.payload["data"]["batch"] == claim.batch.number
 
 
 def test_standing_still_is_told_once_for_each_time(journal: Journal) -> None:
@@ -210,13 +213,26 @@ def test_a_low_success_rate_is_told_once_until_the_run_is_begun_anew(journal: Jo
     assert journal.outbox.tell_low_success("r1", facts={}, now=1_400.0)
 
 
-def test_an_error_that_may_name_a_key_is_told_by_its_name(journal: Journal) -> None:
-    """Messages about the data stay in the journal."""
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("PermissionDeniedError", True),
+        ("StorageError", True),
+        ("DuplicateKeyError", False),
+        ("BatchFailedError", False),
+        ("EmbatchError", False),
+        ("SomethingNewError", False),
+    ],
+)
+def test_only_errors_in_words_of_ours_are_told_whole(
+    journal: Journal, code: str, shown: bool
+) -> None:
+    """All others may quote the data or a service: they are told by their names."""
     start(journal, targets=TARGETS[:1])
-    end(journal, RunEvent.FAILED, error="key 'abc' is doubled", error_code="DuplicateKeyError")
+    end(journal, RunEvent.FAILED, error="key 'abc' is doubled", error_code=code)
     (told,) = claim_all(journal)
-    assert told.payload["data"]["error"] is None
-    assert told.payload["data"]["error_code"] == "DuplicateKeyError"
+    assert told.payload["data"]["error"] == ("key 'abc' is doubled" if shown else None)
+    assert told.payload["data"]["error_code"] == code
 
 
 def test_no_repr_shows_a_target(journal: Journal) -> None:

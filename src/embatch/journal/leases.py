@@ -158,7 +158,7 @@ class LeaseTable:
                 )
             )
             if changed.rowcount == 1 and blocked_reason == "person":
-                enter_person(connection, batch_id, blocked_detail, next_at)
+                enter_person(connection, batch_id, next_at)
 
     @repeated
     def claim_planning(self, run_id: str, *, owner: str, lease_s: float) -> str | None:

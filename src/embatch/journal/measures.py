@@ -19,6 +19,8 @@ from embatch.journal.schema import (
 )
 from embatch.types.state import BatchState
 
+LATELY_S = 86_400.0
+"""For so long a notification that was given up is told of, in seconds."""
 NO_RETRY = ("stuck", "low_success_rate", "resumed")
 """Marked events that send nothing again."""
 
@@ -77,6 +79,7 @@ class Measures:
     """Events that had something sent again, by kind."""
     notifications_waiting: int
     notifications_given_up: int
+    """Within the last day."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +104,7 @@ class MeasureTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def read(self) -> Measures:
+    def read(self, *, now: float) -> Measures:
         """All figures, as they stood at one moment."""
         batch, ledger = batches_table.c, ledger_table.c
         outbox, event = notifications_table.c, events_table.c
@@ -149,7 +152,7 @@ class MeasureTable:
             waiting, given_up = connection.execute(
                 select(
                     func.count().filter(outbox.given_up_at.is_(None)),
-                    func.count().filter(outbox.given_up_at.is_not(None)),
+                    func.count().filter(outbox.given_up_at > now - LATELY_S),
                 ).where(outbox.delivered_at.is_(None))
             ).one()
         return Measures(

@@ -19,7 +19,6 @@ from sqlalchemy import (
     update,
 )
 
-from embatch import errors
 from embatch.journal.database import Database
 from embatch.journal.records import RunRecord
 from embatch.journal.refusals import repeated
@@ -51,8 +50,11 @@ _KINDS: Final[Mapping[RunEvent, str]] = {
     RunEvent.BUDGET_REACHED: OVER_BUDGET,
     RunEvent.BLOCKED: NEEDS_PERSON,
 }
-_MAY_QUOTE: Final = (errors.InputError, errors.AlignmentError)
-"""Errors whose messages name keys of the data: they are told by their names alone."""
+_OWN_WORDS: Final = (
+    *("AuthenticationError", "BudgetExceededError", "PermissionDeniedError", "RateLimitError"),
+    *("ProviderUnavailableError", "SpaceMismatchError", "StorageError"),
+)
+"""Errors whose messages are embatch's own; all others may quote, and are told by their names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +257,7 @@ def enter_transition(connection: Connection, run: RunRecord, event: RunEvent, no
             _tell_low(connection, run, {}, now)
 
 
-def enter_person(connection: Connection, batch_id: int, detail: str | None, now: float) -> None:
+def enter_person(connection: Connection, batch_id: int, now: float) -> None:
     """Enters that a batch waits for a person, where it is the first of its run that does."""
     table = batches_table.c
     batch = connection.execute(select(table.run_id, table.number).where(table.id == batch_id)).one()
@@ -271,7 +273,9 @@ def enter_person(connection: Connection, batch_id: int, detail: str | None, now:
     ).first()
     run = _run(connection, batch.run_id)
     if others is None and run.state not in FINAL_RUN_STATES:
-        enter(connection, run, NEEDS_PERSON, now, {"batch": batch.number, "waiting": detail})
+        # What happened may be told in the words of a service: they stay in the journal.
+        waiting = f"batch {batch.number} waits for a person: embatch status {run.id} says why"
+        enter(connection, run, NEEDS_PERSON, now, {"batch": batch.number, "waiting": waiting})
 
 
 def enter(
@@ -326,7 +330,7 @@ def _payload(
         "max_cost_usd": run.config.get("max_cost_usd"),
         "elapsed_s": round(now - run.created_at, 3),
         "error_code": run.error_code,
-        "error": None if _quotes(run.error_code) else run.error,
+        "error": run.error if run.error_code in _OWN_WORDS else None,
     }
     at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
     return {"type": kind, "timestamp": at.replace("+00:00", "Z"), "data": {**data, **facts}}
@@ -339,11 +343,6 @@ def _spent(connection: Connection, run_id: str) -> float | None:
         select(func.sum(table.usd)).where(table.run_id == run_id, table.state == "settled")
     ).scalar()
     return None if usd is None else float(usd)
-
-
-def _quotes(error_code: str | None) -> bool:
-    kind = getattr(errors, error_code or "", None)
-    return isinstance(kind, type) and issubclass(kind, _MAY_QUOTE)
 
 
 def _tell_low(connection: Connection, run: RunRecord, facts: Mapping[str, Any], now: float) -> bool:

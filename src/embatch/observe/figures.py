@@ -73,4 +73,5 @@ class Figures:
     """By what went wrong before."""
     notifications_waiting: int = 0
     notifications_given_up: int = 0
+    """Within the last day."""
     workers_alive: int = 0

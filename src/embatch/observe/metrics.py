@@ -113,7 +113,11 @@ def _of_journal(figures: Figures) -> Iterable[Metric]:
     yield retries
     for name, words, value in (
         ("notifications_waiting", "Notifications that have not arrived.", "waiting"),
-        ("notifications_given_up", "Notifications that were given up.", "given_up"),
+        (
+            "notifications_given_up",
+            "Notifications that were given up within the last day.",
+            "given_up",
+        ),
     ):
         count = getattr(figures, f"notifications_{value}")
         yield GaugeMetricFamily(f"embatch_{name}", words, value=count)

@@ -37,7 +37,7 @@ _WITH_PARTS: Final = (_S.COLLECTED, _S.PUBLISHED)
 
 def read_figures(journal: Journal, *, now: float) -> Figures:
     """Everything that metrics tell of a journal at `now`."""
-    found = journal.measures.read()
+    found = journal.measures.read(now=now)
     batches: dict[str, list[BatchSums]] = defaultdict(list)
     for one in found.batches:
         batches[one.run_id].append(one)

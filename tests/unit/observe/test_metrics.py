@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +183,18 @@ def test_the_numbers_equal_the_journals(journal: Journal) -> None:
     assert found["embatch_notifications_waiting",] == journal.outbox.counts().waiting == 1
     assert ("embatch_run_rows", *place, "r1", "written") not in found
     assert found["embatch_rows", *place, "written"] == 9
+
+
+def test_a_notification_given_up_is_told_of_for_a_day(journal: Journal) -> None:
+    """An alert on it ends by itself."""
+    fill(journal)
+    journal.transition_run("r1", RunEvent.FAILED, expected=RunState.RUNNING, now=NOW)
+    claimed = journal.outbox.claim(("webhook", "apprise"), claim_s=60.0)
+    assert claimed is not None
+    assert journal.outbox.gave_up(claimed, "410")
+    for days, told in ((0.5, 1), (1.5, 0)):
+        found = read_figures(journal, now=time.time() + days * 86_400.0)
+        assert (found.notifications_given_up, found.notifications_waiting) == (told, 0)
 
 
 def test_series_of_runs_are_bounded(journal: Journal) -> None:
