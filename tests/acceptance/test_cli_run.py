@@ -226,6 +226,20 @@ def test_a_tag_without_a_value_is_a_usage_error(shell) -> None:
     assert shell.type("run", "in.jsonl", "-o", "out", "--tag", "team").code == 2
 
 
+def test_a_name_or_tag_that_no_list_can_show_is_a_usage_error(shell) -> None:
+    """Nothing is made then, and the message does not hold it whole."""
+    write_texts(shell, 5)
+    for long in (
+        ("--name", "x" * 201),
+        ("--tag", f"team={'x' * 201}"),
+        ("--tag", f"{'x' * 201}=a"),
+    ):
+        refused = shell.type("run", "in.jsonl", "-o", "out", *long)
+        assert (refused.code, "201 characters: give 200 or fewer" in refused.err) == (2, True)
+        assert "x" * 30 not in refused.err
+    assert not (shell.folder / "out").exists()
+
+
 def test_verify_names_what_is_wrong(shell) -> None:
     """A part changed behind embatch's back: exit 1, naming the part."""
     write_texts(shell)

@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl, urlsplit
 
 from anyio import CapacityLimiter, to_thread
-from sse_starlette import EventSourceResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -39,6 +39,10 @@ MOST_FORM_BYTES: Final = 16_384
 SEND_S: Final = 20.0
 """A browser that takes nothing of its stream for so many seconds is dropped."""
 STATIC_S: Final = 300
+_WORDS: Final = {
+    405: "This address takes no such call.",
+    413: f"A form of this dashboard has no more than {MOST_FORM_BYTES:,} bytes. Nothing was done.",
+}
 _TITLES: Final[Mapping[int, str]] = {
     400: "That is not a page",
     401: "Sign in",
@@ -136,9 +140,7 @@ class Dashboard:
         status = error.status_code if isinstance(error, HTTPException) else 404
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
         title = _TITLES.get(status, _TITLES[404])
-        words = "There is no page at this address."
-        if status == 405:
-            words = "This address takes no such call."
+        words = _WORDS.get(status, "There is no page at this address.")
         answer = await self._pages.error(request, status, title, words)
         answer.headers.update(headers)
         return answer
@@ -146,16 +148,17 @@ class Dashboard:
     # Looking
 
     async def _live(self, request: Request) -> Response:
-        if self.live.full:
+        if not self.live.enter():
             words = "Too many pages are open: this one shows no news until others are closed."
             return await self._pages.error(request, 503, _TITLES[503], words)
-        return EventSourceResponse(
+        return _Stream(
             self.live.stream(
                 run=request.query_params.get("run") or None,
                 last_id=request.headers.get("last-event-id") or request.query_params.get("since"),
             ),
             ping=0,
             send_timeout=SEND_S,
+            leave=self.live.leave,
         )
 
     async def _metrics(self, request: Request) -> Response:  # noqa: ARG002 - every endpoint's form
@@ -293,6 +296,23 @@ class Dashboard:
         return answer
 
 
+class _Stream(EventSourceResponse):
+    """The stream of one browser, counted from its request to its end."""
+
+    def __init__(
+        self, content: AsyncIterator[ServerSentEvent], *, leave: Callable[[], None], **how: Any
+    ) -> None:
+        super().__init__(content, **how)
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends until the browser goes."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
 class _Static(StaticFiles):
     """The page's own files: no secret, and the same for everybody."""
 
@@ -311,12 +331,12 @@ def _asgi(endpoint: Endpoint) -> ASGIApp:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The fields that a form posted. InvalidRequestError for more than a form of ours holds."""
+    """The fields that a form posted; 413 for more than a form of ours holds."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MOST_FORM_BYTES:
-            raise InvalidRequestError("the form is too large")
+            raise HTTPException(413)
     try:
         fields = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=20)
     except ValueError:

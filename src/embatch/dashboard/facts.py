@@ -26,6 +26,8 @@ GRID_LETTERS: Final[Mapping[str, str]] = {
     BatchState.SPLIT: "d",
 }
 """A batch's letter in a grid. A capital letter: it is blocked. A full stop: there is no batch."""
+OVERDUE_S: Final = 60.0
+"""What was due so many seconds ago is said to be late; until then it is due now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +210,8 @@ class NextStep:
     """ "batch 12: next poll in 40 s"; for scripts that are off."""
     reason: str | None
     """What it waits for besides: "quota", "budget", "person", …"""
+    under_way: bool
+    """Somebody has it in hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,17 @@ class Live:
         """No further stream is given."""
         return self.clients >= MOST_CLIENTS
 
+    def enter(self) -> bool:
+        """Counts one more browser, at once; False where there are as many as may be. `leave` it."""
+        if self.full:
+            return False
+        self.clients += 1
+        return True
+
+    def leave(self) -> None:
+        """Counts one browser less."""
+        self.clients -= 1
+
     def stop(self) -> None:
         """Ends every stream."""
         self._stopped = True
@@ -90,21 +101,17 @@ class Live:
     async def stream(
         self, *, run: str | None, last_id: str | None
     ) -> AsyncIterator[ServerSentEvent]:
-        """The messages for one browser; those about `run` alone, where it is given."""
-        self.clients += 1
-        try:
-            if self._task is None or self._task.done():
-                self._task = asyncio.create_task(self._look_on())
-            mine = self._resumed(last_id)
-            yield ServerSentEvent(event="beat", data="{}", retry=2000)
-            while not self._stopped:
-                await self._wait(run, mine)
-                message, mine = self._message(run, mine)
-                yield message or ServerSentEvent(event="beat", data="{}")
-                if message is not None:
-                    await asyncio.sleep(APART_S)
-        finally:
-            self.clients -= 1
+        """The messages for one browser, which has entered; those about `run` alone, where given."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._look_on())
+        mine = self._resumed(last_id)
+        yield ServerSentEvent(event="beat", data="{}", retry=2000)
+        while not self._stopped:
+            await self._wait(run, mine)
+            message, mine = self._message(run, mine)
+            yield message or ServerSentEvent(event="beat", data="{}")
+            if message is not None:
+                await asyncio.sleep(APART_S)
 
     def announce(self, *names: str) -> None:
         """Has the pages of these runs read again."""

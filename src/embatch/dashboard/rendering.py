@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from embatch.dashboard import drawing
-from embatch.dashboard.facts import Grid, RunRow, Series
+from embatch.dashboard.facts import OVERDUE_S, Grid, RunRow, Series
 from embatch.dashboard.views import Frame, View
 from embatch.journal.purchases import dollars
 
@@ -71,7 +71,7 @@ def _environment() -> Environment:
     )
     made.globals.update(draw=drawing, looks=looks, layers=layers, moments=moments)
     made.globals.update(ago=ago, due=due, at=at, phase=phase, parts=parts)
-    made.globals.update(stands_still=stands_still)
+    made.globals.update(stands_still=stands_still, reads=reads, uncounted=uncounted)
     return made
 
 
@@ -162,9 +162,10 @@ def words(name: str) -> str:
 
 
 def due(at: float, now: float) -> Markup:
-    """A time to come as "in 40 s"; the page's script lets it run down."""
+    """A time to come as "in 40 s", one past as "due since 5 min"; the page's script goes on."""
     left = at - now
-    return _time(at, "due", f"in {duration(left)}" if left >= 1.0 else "now")
+    overdue = f"due since {duration(-left)}" if left <= -OVERDUE_S else "now"
+    return _time(at, "due", f"in {duration(left)}" if left >= 1.0 else overdue)
 
 
 def ago(at: float, now: float) -> Markup:
@@ -187,6 +188,18 @@ def stands_still(run: RunRow) -> bool:
     if run.finished_at is not None or run.why is None:
         return False
     return run.state in _STOPPED or run.why.kind in ("unattended", "workers")
+
+
+def reads(run: RunRow) -> bool:
+    """The input is read through for the first time, at this moment."""
+    return run.state == "planning" and run.words != "unattended"
+
+
+def uncounted(run: RunRow) -> str:
+    """Of a run whose rows nobody knows: why."""
+    if run.finished_at is not None:
+        return "it ended before its rows were counted"
+    return "the input is read for the first time" if reads(run) else "its rows are not counted yet"
 
 
 def parts(run: RunRow) -> list[tuple[str, float]]:

@@ -18,6 +18,8 @@ from embatch.types.state import FINAL_RUN_STATES, RunState
 
 PER_PAGE: Final = 25
 SPARK_STEPS: Final = 24
+LONGEST_TITLE: Final = 200
+"""Characters: journals may hold longer names than are taken today."""
 _COMPLETE: Final = (RunState.COMPLETED, RunState.COMPLETED_WITH_FAILURES)
 _TONES: Final[dict[RunState, Tone]] = {
     RunState.PLANNING: "work",
@@ -115,7 +117,8 @@ def row_of_status(status: RunStatus, spark: Sequence[int]) -> RunRow:
 
 def title_of(name: str | None, out: str) -> str:
     """What a run is called: its name, else the last part of its output."""
-    return name or PurePath(out).name or out
+    title = name or PurePath(out).name or out
+    return title if len(title) <= LONGEST_TITLE else f"{title[:LONGEST_TITLE]}…"
 
 
 def bare_model(model: str) -> str:

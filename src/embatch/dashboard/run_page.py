@@ -8,6 +8,7 @@ from embatch.dashboard.estimates import eta_of
 from embatch.dashboard.events import PER_PAGE, timeline
 from embatch.dashboard.facts import (
     GRID_LETTERS,
+    OVERDUE_S,
     Blocked,
     FailedRow,
     FailureGroup,
@@ -74,7 +75,7 @@ def read_run(journal: Journal, run_id: str, *, before: int | None, now: float) -
     spark = views.sparks([record.id], steps=SPARK_STEPS, now=now).get(record.id, ())
     row = row_of_status(status, spark)
     ended = views.published_last(record.id)
-    left = None if status.rows is None else status.rows - status.done - status.failed
+    left = None if status.rows is None else max(0, status.rows - status.done - status.failed)
     eta = None
     if status.eta_s is not None and status.rows_per_s and left is not None:
         eta = eta_of(left, status.rows_per_s, ended, now=now)
@@ -164,13 +165,15 @@ def next_step(batch: BatchRecord, now: float) -> NextStep | None:
         return None
     in_hand = batch.lease_token is not None
     left = batch.next_at - now
-    when = "under way" if in_hand else f"in {span(left)}" if left >= 1.0 else "is due"
+    late = f"is due since {span(-left)}" if left <= -OVERDUE_S else "is due"
+    when = "under way" if in_hand else f"in {span(left)}" if left >= 1.0 else late
     return NextStep(
         batch=batch.number,
         at=batch.next_at,
         doing=f"{doing} under way" if in_hand else doing,
         words=f"batch {batch.number}: {doing} {when}",
         reason=batch.blocked_reason,
+        under_way=in_hand,
     )
 
 

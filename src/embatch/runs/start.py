@@ -38,6 +38,9 @@ log = logging.getLogger("embatch.runs")
 
 RESUMABLE = (RunState.FAILED, RunState.CANCELLED)
 BLOCKED = (RunState.PARKED, RunState.NEEDS_PERSON, RunState.OVER_BUDGET)
+LONGEST_NAME = 200
+"""Characters of a run's name, and of a tag's name or value."""
+MOST_TAGS = 64
 
 
 def start_run(
@@ -57,6 +60,7 @@ def start_run(
     The manifest is written before any work: a run is its output. Raises InvalidRequestError or
     SpaceMismatchError, naming the difference, when the output belongs to another run.
     """
+    _require_short(name, tags or {})
     paths = OutputPaths.for_out(config.out)
     require_priced(space, config.max_cost_usd)
     if config.reuse is not None:
@@ -92,6 +96,22 @@ def start_run(
             priority=priority or 0,
             adopted=adopted,
         )
+
+
+def _require_short(name: str | None, tags: Mapping[str, str]) -> None:
+    """Names and tags stand in lists that people read."""
+    if name is not None and len(name) > LONGEST_NAME:
+        raise InvalidRequestError(
+            f"the name {name[:20]!r}… has {len(name):,} characters: give {LONGEST_NAME} or fewer"
+        )
+    if len(tags) > MOST_TAGS:
+        raise InvalidRequestError(f"there are {len(tags):,} tags: give {MOST_TAGS} or fewer")
+    for word in (*tags.keys(), *tags.values()):
+        if len(word) > LONGEST_NAME:
+            raise InvalidRequestError(
+                f"{word[:20]!r}… in a tag has {len(word):,} characters: give {LONGEST_NAME} "
+                "or fewer"
+            )
 
 
 def _start_again(

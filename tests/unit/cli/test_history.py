@@ -39,6 +39,7 @@ def test_steps_come_first_then_events() -> None:
         doing="next poll",
         words="batch 12: next poll in 40 s",
         reason=None,
+        under_way=False,
     )
     text = drawn(steps=[step], events=[line("its part is published", batch=3), line("planned")])
     assert text.index("next poll in 40 s") < text.index("batch 3: its part is published")

@@ -105,7 +105,21 @@ def test_a_listener_that_lags_hears_one_message_for_all(quiet: Journal) -> None:
         assert data["seq"] == 50
         live.stop()
         await stream.aclose()  # type: ignore[attr-defined]
-        assert live.clients == 0
+
+    asyncio.run(listen())
+
+
+def test_a_browser_counts_before_its_stream_begins(
+    quiet: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many come in one instant, no more are let in than may be."""
+    monkeypatch.setattr("embatch.dashboard.live.MOST_CLIENTS", 2)
+
+    async def listen() -> None:
+        live = Live(quiet)
+        assert [live.enter() for _ in range(4)] == [True, True, False, False]
+        live.leave()
+        assert [live.enter(), live.enter(), live.clients] == [True, False, 2]
 
     asyncio.run(listen())
 
@@ -161,6 +175,7 @@ def test_a_process_that_goes_away_is_seen_without_an_event(
 
     async def listen() -> None:
         live = Live(quiet)
+        assert live.enter()
         stream = live.stream(run="r1", last_id=None)
         await anext(stream)
         async with asyncio.timeout(30):

@@ -45,6 +45,16 @@ def test_a_cell_of_many_batches_shows_the_one_that_wants_a_look() -> None:
     assert sum(grid.counts.values()) == MOST_CELLS * 3
 
 
+@pytest.mark.parametrize("left", [0, 1, 7_000])
+@pytest.mark.parametrize("rate", [0.01, 3.0, 9_000.0])
+@pytest.mark.parametrize("ended", [0, 4, 6, 61])
+def test_no_estimate_is_outside_of_its_range(left: int, rate: float, ended: int) -> None:
+    """Whatever the paces of late are against the present one."""
+    lately = [(10, 1_000.0 - place**1.3) for place in range(ended)]
+    eta = eta_of(left, rate, lately, now=1_000.0)
+    assert eta.least_s <= eta.seconds <= eta.most_s
+
+
 def test_an_eta_s_range_holds_it() -> None:
     """The paces of shorter and longer stretches are its bounds."""
     now = 1_000.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dashboards import DONE, MODEL, NOTIFY, NOW, ROWS, enter, fill, move
+from dashboards import DONE, MODEL, NOTIFY, NOW, ROWS, SENT, enter, fill, move
 from embatch.dashboard.batch_page import read_batch
 from embatch.dashboard.events import PER_PAGE
 from embatch.dashboard.machines import read_workers
@@ -22,6 +22,8 @@ from embatch.journal.store import Journal
 from embatch.runs import attendance
 from embatch.runs.status import read_status
 from embatch.storage.places import Place
+from embatch.types.embedding import Space
+from embatch.types.state import RunEvent, RunState
 
 LATER = NOW + 200.0
 EVERYTHING = {"state": None, "tag": None, "search": None, "page": 1}
@@ -52,8 +54,9 @@ def own(journal_url: str) -> Iterator[Journal]:
 
 def drawn(page: View, here: str) -> str:
     """The page's HTML."""
+    now: float = page.to_json()["now"]
     around = Frame(
-        now=LATER, version="1", journal="j", read_only=False, csrf="c", path="/", here=here
+        now=now, version="1", journal="j", read_only=False, csrf="c", path="/", here=here
     )
     return render(page, around)
 
@@ -248,6 +251,55 @@ def test_an_output_that_cannot_be_looked_at_hides_no_run(tmp_path: Path) -> None
     run = read_run(journal, "r-long", before=None, now=LATER)
     assert "cannot be looked at" in drawn(run, "run")
     journal.close()
+
+
+@pytest.mark.parametrize(
+    ("event", "rows", "said"),
+    [
+        (None, None, "reading the input"),
+        (RunEvent.FAILED, None, "it ended before its rows were counted"),
+        (RunEvent.CANCELLED, None, "it ended before its rows were counted"),
+        (RunEvent.CANCELLED, 0, "the input has no rows"),
+    ],
+)
+def test_a_run_without_rows_says_why(
+    own: Journal, event: RunEvent | None, rows: int | None, said: str
+) -> None:
+    """Only one that is being planned reads its input."""
+    own.create_run(
+        run_id="r-none", out="/nowhere/r-none", config={"alert_below_pct": 95.0}, now=NOW,
+        space=Space(provider="gemini", model=MODEL, dims=768).to_json(),
+    )  # fmt: skip
+    own.leases.claim_planning("r-none", owner="a test", lease_s=1e9)
+    if rows is not None:
+        own.update_run("r-none", now=NOW, rows=rows)
+    if event is not None:
+        own.transition_run(
+            "r-none", event, expected=RunState.PLANNING, now=NOW + 1.0, finished_at=NOW + 1.0
+        )
+    shown = drawn(read_runs(own, **EVERYTHING, now=LATER), "runs")  # type: ignore[arg-type]
+    page = drawn(read_run(own, "r-none", before=None, now=LATER), "run")
+    if rows is None:
+        assert said in shown
+        assert ("read for the first time" if event is None else said) in page
+    else:
+        assert said in page
+    assert ("reading" in shown, "reading" in page) == (event is None, event is None)
+    assert ("None yet" in page) == (event is None)
+
+
+def test_a_step_long_overdue_is_said_to_be_late(own: Journal) -> None:
+    """Not to come now; one that is in hand is under way."""
+    batches = enter(own, "r-late", batches=2)
+    move(own, batches[0], *SENT, at=NOW)
+    (first, *_) = read_run(own, "r-late", before=None, now=NOW + 80.0 + 3_600.0).next
+    assert "is due since" in first.words
+    page = drawn(read_run(own, "r-late", before=None, now=NOW + 80.0 + 3_600.0), "run")
+    assert "due since 1 h" in page
+    assert own.leases.claim_batch(batches[0].id, owner="a test", lease_s=1e9) is not None
+    held = read_run(own, "r-late", before=None, now=NOW + 7_200.0)
+    assert held.next[0].under_way
+    assert '<span class="at">now</span>' in drawn(held, "run")
 
 
 def test_a_disk_that_hangs_is_waited_for_once(

@@ -8,6 +8,12 @@
   const MOST_RETRY_MS = 30000;
   const QUIET_MS = 45000;
   const ANSWER_MS = 15000;
+  const OVERDUE_S = 60;
+
+  /* A notice is shown on this page, and not again when it is loaded anew. */
+
+  const address = location.href;
+  if (new URLSearchParams(location.search).has("done")) history.replaceState(null, "", location.pathname);
 
   const main = document.getElementById("main");
   const pulse = document.getElementById("pulse");
@@ -29,7 +35,10 @@
 
   function told(time, now) {
     const at = Number(time.dataset.at);
-    if (time.dataset.kind === "due") return at - now >= 1 ? `in ${duration(at - now)}` : "now";
+    if (time.dataset.kind === "due") {
+      if (now - at >= OVERDUE_S) return `due since ${duration(now - at)}`;
+      return at - now >= 1 ? `in ${duration(at - now)}` : "now";
+    }
     return now - at >= 1 ? `${duration(now - at)} ago` : "just now";
   }
 
@@ -99,7 +108,7 @@
   }
 
   async function refresh() {
-    const answer = await fetch(location.href, {
+    const answer = await fetch(address, {
       signal: AbortSignal.timeout(ANSWER_MS),
       headers: { Accept: "text/html", "X-Fragment": "1" },
       credentials: "same-origin",
