@@ -211,6 +211,8 @@ events_table = Table(
         sqlite_where=text(MARKED_EVENTS),
         postgresql_where=text(MARKED_EVENTS),
     ),
+    # Whoever read up to an id must not meet it again once a run is forgotten.
+    sqlite_autoincrement=True,
 )
 
 jobs_table = Table(

@@ -59,6 +59,19 @@ def test_a_forgotten_run_is_told(journal: Journal) -> None:
     assert watch.look()[0] == set()
 
 
+def test_what_happens_after_a_run_is_forgotten_is_told(journal: Journal) -> None:
+    """No event has the id of one that went with its run, whatever was read up to it."""
+    enter(journal, "r-last", batches=3)
+    watch = journal.watch()
+    watch.look()
+    newest = journal.events("r-last", limit=100)[-1].id
+    journal.delete_run("r-last")
+    watch.look()
+    journal.add_event("r-done", "looked", now=NOW)
+    assert watch.look()[0] == {"r-done"}
+    assert journal.events("r-done", limit=100)[-1].id > newest
+
+
 def test_an_event_that_is_seen_late_is_told(journal: Journal) -> None:
     """Of two transactions at once the smaller id may come to light after the larger one."""
     watch = journal.watch()

@@ -52,6 +52,12 @@ def age(run: Replay, folder: Path) -> None:
     run.journal = Journal.open(f"sqlite:///{path}")
     run.context = replace(run.context, journal=run.journal)
     assert tables(path) >= NEW
+    with sqlite3.connect(path) as raw:
+        ids = raw.execute("SELECT max(id) FROM events").fetchone()
+        # No id of an event is given twice, those of before included.
+        told = raw.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+    raw.close()
+    assert told == ids
 
 
 def tables(path: Path) -> set[str]:

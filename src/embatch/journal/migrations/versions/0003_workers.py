@@ -99,6 +99,7 @@ def upgrade() -> None:
     op.create_index("notifications_by_run", "notifications", ["run_id", "at"])
     _index_what_moves()
     _sum_spending()
+    _never_give_an_event_id_twice()
     op.create_index("events_by_batch", "events", ["batch_id", "id"])
     op.create_index(
         "events_marked",
@@ -107,6 +108,15 @@ def upgrade() -> None:
         sqlite_where=sa.text(_MARKED),
         postgresql_where=sa.text(_MARKED),
     )
+
+
+def _never_give_an_event_id_twice() -> None:
+    """SQLite gives the ids of deleted rows again where the table does not say otherwise."""
+    if op.get_bind().dialect.name == "sqlite":
+        with op.batch_alter_table(
+            "events", recreate="always", table_kwargs={"sqlite_autoincrement": True}
+        ):
+            pass
 
 
 def _index_what_moves() -> None:
