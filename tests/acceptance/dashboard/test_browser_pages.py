@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from browsing import SIZES, Watched, browsing, watching
-from playwright.sync_api import Browser, Response, Route, expect
+from playwright.sync_api import Browser, Page, Response, Route, expect
 from plots import LARGE, PLOTS
 from scenes import MODEL, Scene, tell
 
@@ -386,29 +386,52 @@ def test_a_run_that_is_forgotten_is_said_to_be_gone(tmp_path: Path, browser: Bro
         expect(page.locator("#pulse")).to_be_hidden()
 
 
+HASTEN = """(() => {
+    const wait = window.setTimeout;
+    Math.random = () => 0.5;
+    window.waits = [];
+    window.setTimeout = (act, ms, ...rest) => {
+        if (act.name === "connect") waits.push(ms);
+        return wait(act, Math.min(ms, 20), ...rest);
+    };
+})()"""
+"""Has a page wait no longer than an instant, and note how long it would have."""
+
+
 def test_pages_that_fail_are_asked_for_ever_more_rarely(tmp_path: Path, browser: Browser) -> None:
     """An open stream alone does not make the page live; a page that comes again does."""
     journal = Journal.open(f"sqlite:///{tmp_path}/journal.db")
     settings = DashboardSettings(base=Settings(home=tmp_path, journal=""))
     with ExitStack() as stack:
         stack.callback(journal.close)
-        dashboard = Dashboard(settings, journal)
-        url = stack.enter_context(serving(dashboard))
+        url = stack.enter_context(serving(Dashboard(settings, journal)))
         page = stack.enter_context(browser.new_context()).new_page()
+        page.add_init_script(HASTEN)
         page.goto(url)
         expect(page.locator("#pulse")).to_have_text("live")
-        asked: list[float] = []
+        asked: list[str] = []
 
         def fail(route: Route) -> None:
-            asked.append(time.monotonic())
+            asked.append(route.request.url)
             route.fulfill(status=503, body="not now")
 
         page.route(f"{url}/", fail)
         enter(journal, "r-new", batches=1)
-        while len(asked) < 4:
-            page.wait_for_timeout(100)
-        assert asked[3] - asked[2] > asked[1] - asked[0]
+        waits = _waited(page, 7)
+        assert waits[:7] == [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]
+        assert len(asked) >= 7
         expect(page.locator("#pulse")).to_have_text("reconnecting")
         page.unroute(f"{url}/")
-        expect(page.locator("#pulse")).to_have_text("live", timeout=30_000)
+        expect(page.locator("#pulse")).to_have_text("live")
         expect(page.locator("#run-r-new")).to_be_visible()
+        before = len(_waited(page, 0))
+        page.route(f"{url}/", fail)
+        enter(journal, "r-newer", batches=1)
+        assert _waited(page, before + 1)[before] == 1_000
+
+
+def _waited(page: Page, least: int) -> list[float]:
+    """The waits of a hastened page, once there are so many."""
+    while len(waits := page.evaluate("waits")) < least:
+        page.wait_for_timeout(20)
+    return [float(wait) for wait in waits]
