@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from embatch.config import CloudSettings, Settings, load_settings, webhook_secret
@@ -118,6 +119,8 @@ class Environment:
         with self._opening:
             if run_id in self._locks:
                 return
+            if isinstance(paths.manifest, Path):
+                Manifest.load(paths.manifest)  # no lock is made where there is no output
             lock = OutputLock(paths.parts, exclusive=False)
             if Manifest.load(paths.manifest).journal_id != self.journal.id:
                 lock.close()

@@ -145,7 +145,14 @@ def warn_without_workers(session: Session, environment: "Environment", run_id: s
     if run.config.get("execution") != "workers" or run.state not in WORKING_STATES:
         return
     queue = queue_of(run)
-    if not environment.journal.workers.serves(queue):
+    table = environment.journal.workers
+    if table.serves(queue, run.id):
+        return
+    hindrances = table.hindrances(queue, run.id)
+    if hindrances:
+        said = "; ".join(f"{host}: {what}" for host, what in sorted(hindrances.items()))
+        session.note(f"warning: no worker can work the run: {said}", style="yellow")
+    else:
         session.note(
             f"warning: no worker alive for the queue {queue}: start one, on any machine, with: "
             f"embatch worker --journal URL --queues {queue}",
@@ -154,7 +161,7 @@ def warn_without_workers(session: Session, environment: "Environment", run_id: s
 
 
 def _parse_queues(value: str) -> "list[Queue]":
-    from embatch.execution.turns import QUEUES
+    from embatch.execution.jobs import QUEUES
 
     names = options.split_columns(value)
     if not names or not set(names) <= set(QUEUES):
@@ -172,7 +179,8 @@ def _table(found: "list[WorkerRecord]") -> Table:
     table.add_column("on", overflow="fold")
     now = time.time()
     for one in found:
-        doing = [
+        doing = [f"cannot work {trouble.run_id}: {trouble.what}" for trouble in one.troubles]
+        doing += [
             f"{step.run_id} {step.step}" + ("" if step.batch is None else f" of batch {step.batch}")
             for step in one.doing
         ]

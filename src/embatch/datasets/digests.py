@@ -31,6 +31,7 @@ from embatch.datasets.sorted_runs import (
 )
 from embatch.datasets.source import Source
 from embatch.errors import DuplicateKeyError, NotFoundError
+from embatch.storage.places import make_folder
 
 __all__ = ["DIGEST_FILE", "Digest", "read_digest", "text_digests"]
 
@@ -115,7 +116,7 @@ def read_digest(
     """
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        folder.mkdir(parents=True)
+        make_folder(folder)
         with ExitStack() as stack:
             reading = _Pass.begin(source, folder, memory_bytes, stack)
             reading.read(on_progress)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from embatch.errors import StorageError
-from embatch.storage.places import Place, new_object
+from embatch.storage.places import Place, is_work_folder, make_folder, new_object
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HIDDEN_SUFFIX = ".tmp"
@@ -87,16 +87,17 @@ def _remove_unlocked(path: Path) -> None:
 def write_whole(path: Place, *, settled: bool = False) -> Iterator[Path]:
     """Gives a hidden name beside `path` to write to; at the end it becomes `path`, fsynced.
 
-    In an object store it is a file of this machine, put there whole at the end. An exception
-    inside leaves `path` as it was. A refusing disk is a `StorageError`. `settled` as for
-    `local_copy`.
+    Its folder must be there, but for those within the folder of a run's work. In an object store
+    it is a file of this machine, put there whole at the end. An exception inside leaves `path` as
+    it was. A refusing disk is a `StorageError`. `settled` as for `local_copy`.
     """
     try:
         if not isinstance(path, Path):
             with new_object(path, settled=settled) as written:
                 yield written
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if any(is_work_folder(folder) for folder in path.parents):
+            make_folder(path.parent)
         with hidden_file(path) as temporary:
             yield temporary
             fsync_path(temporary)

@@ -101,7 +101,6 @@ class PartWriter:
         with self._writing():
             columns = part_columns(rows)
             if self._writer is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
                 schema = part_schema(self._dims, columns.schema)
                 self._writer = VectorWriter(self.path, schema)
             self._writer.write(columns, vectors)

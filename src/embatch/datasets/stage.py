@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from embatch.datasets.durable import write_whole
 from embatch.errors import InvalidRequestError, StorageError
-from embatch.storage.places import Place, local_copy, scratch_of
+from embatch.storage.places import Place, local_copy, make_folder, scratch_of
 
 STAGE_ROWS: Final = 8192
 """Items in one record batch of a stage file."""
@@ -160,7 +160,7 @@ class CopySpool:
         self._scratch = scratch_of(folder)
         self._waiting: list[pa.Table] = []
         self.runs = runs
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        make_folder(self._scratch)
         self.truncate(runs)
 
     def _run(self, number: int) -> StageFile:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from embatch.errors import JournalError
+from embatch.execution.jobs import job_of
 from embatch.execution.patience import Patience
 from embatch.execution.procrastinate import put_once, require_postgres
-from embatch.execution.turns import job_of
 from embatch.journal.records import RunRecord
 from embatch.types.state import RunState
 

@@ -6,13 +6,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from embatch.errors import JournalError
-from embatch.journal.workers import Doing, WorkerTable
+from embatch.journal.workers import Doing, Trouble, WorkerTable
 
 log = logging.getLogger("embatch.execution")
 
@@ -30,12 +30,15 @@ class Presence:
         execution: str,
         concurrency: int,
         queues: Sequence[str] = (),
+        troubles: Callable[[], Sequence[Trouble]] = tuple,
         beat_s: float = BEAT_S,
     ) -> None:
+        """`troubles` tells what the process cannot work."""
         self._workers = workers
         self._execution = execution
         self._concurrency = concurrency
         self._queues = queues
+        self._troubles = troubles
         self._beat_s = beat_s
         self._id: str | None = None
         self._steps = 0
@@ -79,7 +82,9 @@ class Presence:
         with self._counting:
             doing, steps = list(self._doing.values()), self._steps
         try:
-            if self._id is None or not self._workers.beat(self._id, steps=steps, doing=doing):
+            if self._id is None or not self._workers.beat(
+                self._id, steps=steps, doing=doing, troubles=self._troubles()
+            ):
                 self._id = self._workers.register(
                     host=socket.gethostname(),
                     pid=os.getpid(),

@@ -15,7 +15,7 @@ from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 from procrastinate.schema import SchemaManager
 
 from embatch.errors import ConfigError, JournalError
-from embatch.execution.turns import Job
+from embatch.execution.jobs import Job
 from embatch.journal.refusals import is_refused
 
 log = logging.getLogger("embatch.execution")

@@ -2,12 +2,17 @@
 
 import logging
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
-from embatch.errors import EmbatchError, JournalError, LeaseLostError, TransitionRefusedError
+from embatch.errors import (
+    EmbatchError,
+    JournalError,
+    LeaseLostError,
+    TransitionRefusedError,
+)
+from embatch.execution.contexts import is_of_host
 from embatch.execution.keeper import HeldLease, LeaseKeeper
 from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
@@ -16,7 +21,6 @@ from embatch.observe.durations import STEPS
 from embatch.runs.accounts import stop_over_budget
 from embatch.runs.admission import begin_ahead
 from embatch.runs.advance import advance
-from embatch.runs.config import RunConfig
 from embatch.runs.context import RunContext
 from embatch.runs.direct import is_late, missed_deadline
 from embatch.runs.finish import fail_run, finish_run
@@ -30,59 +34,10 @@ LEASE_S = 60.0
 """A step that is silent for so long is taken over by others."""
 BROKEN_S = 0.5
 """A batch whose step broke is due again after so long."""
-UNWORKABLE_S = 30.0
-"""A run that this process cannot work is looked at again after so long."""
+HANDED_BACK_S = 5.0
+"""A step that this machine could not take is offered to all again after so long."""
 WORKING_STATES = (RunState.PLANNING, RunState.RUNNING, RunState.PARKED)
 """States in which a run has steps to take."""
-
-
-class Contexts:
-    """The worlds of the runs that a process works on, each opened once. Safe in threads."""
-
-    def __init__(
-        self,
-        open_context: Callable[[RunRecord], RunContext],
-        close_context: Callable[[str], None],
-        clock: Callable[[], float],
-    ) -> None:
-        self._open = open_context
-        self._close = close_context
-        self._clock = clock
-        self._contexts: dict[str, RunContext] = {}
-        self._unworkable: dict[str, float] = {}
-        self._opening = threading.Lock()
-
-    def of(self, run: RunRecord, *, alone: bool = False) -> RunContext | None:
-        """The run's world; None if this process cannot work it, which says nothing of others.
-
-        Raises instead when the run is asked for `alone`, by its name.
-        """
-        with self._opening:
-            now = self._clock()
-            if self._unworkable.get(run.id, now) > now:
-                return None
-            context = self._contexts.get(run.id)
-            if context is not None and context.config == RunConfig.from_json(run.config):
-                return context
-            try:
-                context = self._contexts[run.id] = self._open(run)
-            except JournalError:
-                raise  # says nothing about the run
-            except EmbatchError as error:
-                if alone:
-                    raise
-                if run.id not in self._unworkable:
-                    log.warning("run %s is left to other processes: %s", run.id, error)
-                self._unworkable[run.id] = now + UNWORKABLE_S
-                return None
-            return context
-
-    def let_go(self, kept: Collection[str]) -> None:
-        """Closes the worlds of all runs but these."""
-        with self._opening:
-            for run_id in self._contexts.keys() - kept:
-                del self._contexts[run_id]
-                self._close(run_id)
 
 
 class Hurry:
@@ -140,10 +95,12 @@ def record(
     work: Callable[[HeldLease], Outcome | None],
     *,
     now: Callable[[], float],
+    leave: Callable[[str, Exception], None] | None = None,
 ) -> Outcome | None:
     """What came of `work`; None when it broke. The error that broke it is written into its run.
 
-    Raises JournalError alone, which says nothing of the run.
+    With `leave`, an error that may be this machine's own is told to it instead, and the step is
+    handed back. Raises JournalError alone, which says nothing of the run.
     """
     try:
         return work(lease)
@@ -153,6 +110,9 @@ def record(
         raise
     except Exception as error:  # noqa: BLE001 - a step's outer edge: it is recorded
         keeper.renew()
+        if leave is not None and is_of_host(error):
+            leave(run.id, error)
+            return After(seconds=HANDED_BACK_S)
         if lease.is_held():
             fail_with(journal, run, error, now=now())
     return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from embatch.errors import JournalError
+from embatch.execution.contexts import Contexts
 from embatch.execution.keeper import HeldLease, LeaseKeeper
 from embatch.execution.patience import Patience
 from embatch.execution.presence import Presence
@@ -17,7 +18,6 @@ from embatch.execution.steps import (
     BROKEN_S,
     LEASE_S,
     WORKING_STATES,
-    Contexts,
     Hurry,
     fail_with,
     give_back,

@@ -16,17 +16,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-from embatch.errors import InputError, JournalError, NotFoundError
+from embatch.errors import JournalError, NotFoundError, StorageError
+from embatch.execution.contexts import Contexts, is_of_host, require_standing
+from embatch.execution.jobs import Job, Task, is_worked, job_of
 from embatch.execution.keeper import HeldLease, LeaseKeeper
-from embatch.execution.leftovers import discard_leftovers
 from embatch.execution.patience import Patience
 from embatch.execution.presence import Presence
+from embatch.execution.rescue import rescue
 from embatch.execution.steps import (
+    HANDED_BACK_S,
     LEASE_S,
-    WORKING_STATES,
-    Contexts,
     Hurry,
     fail_with,
     give_back,
@@ -40,7 +41,7 @@ from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.journal.workers import Queue, queue_of
 from embatch.observe.durations import STEPS
-from embatch.process import is_known_dead, owner_identity
+from embatch.process import owner_identity
 from embatch.runs.context import RunContext
 from embatch.runs.outcomes import After, Now, Outcome
 from embatch.runs.parking import park, wake_parked
@@ -51,39 +52,12 @@ from embatch.types.state import FINAL_BATCH_STATES, RunState
 
 log = logging.getLogger("embatch.execution")
 
-Task = Literal["dispatch", "step", "plan", "finish", "watch"]
-QUEUES: Final[tuple[Queue, ...]] = ("io", "compute")
 PLANNING_LOOK_S: Final = 1.0
 """While a run is planned, its new batches are looked for so often."""
-ELSEWHERE_S: Final = 5.0
-"""A job of a run that this machine cannot work is offered again, to all, after so long."""
 LONGEST_S: Final = 600.0
 """A run is looked at no later than so many seconds from now."""
 AT_ONCE: Final = 100
 """Batches that a dispatch looks after beside the one it begins."""
-RESCUED: Final = 2000
-"""Batches that one rescue looks after in a run, the soonest due."""
-_RANK: Final[dict[Task, int]] = {"step": 3, "finish": 2, "watch": 2, "dispatch": 1, "plan": 0}
-_MOST_PRIORITY: Final = 10**8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A job that should wait in a queue, to be taken not before `at`."""
-
-    task: Task
-    run_id: str
-    queue: Queue
-    batch_id: int | None = None
-    at: float | None = None
-    """Seconds since 1970; None: at once."""
-    priority: int = 0
-
-    @property
-    def lock(self) -> str:
-        """Of two jobs with the same lock one alone waits: that which is due first."""
-        batch = "" if self.batch_id is None else f":{self.batch_id}"
-        return f"embatch:{self.task}:{self.run_id}{batch}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +66,6 @@ class Turn:
 
     jobs: Sequence[Job] = ()
     work: Callable[[], Sequence[Job]] | None = None
-
-
-def job_of(run: RunRecord, task: Task, batch_id: int | None = None, at: float | None = None) -> Job:
-    """A job of a run."""
-    urgency = max(-_MOST_PRIORITY, min(_MOST_PRIORITY, run.priority))
-    return Job(
-        task=task,
-        run_id=run.id,
-        queue=queue_of(run),
-        batch_id=batch_id,
-        at=at,
-        priority=4 * urgency + _RANK[task],
-    )
 
 
 class Turns:
@@ -134,24 +95,28 @@ class Turns:
     def take(self, task: Task, run_id: str, batch_id: int | None = None) -> Turn:
         """What to do about a job; nothing when its run needs it no more."""
         run = self._patience.ask(lambda: self._journal.find_run(run_id))
-        if run is None or not _is_worked(run):
+        if run is None or not is_worked(run):
             return Turn()
         try:
             return self._patience.ask(lambda: self._take(run, task, batch_id))
         except JournalError:
             raise
         except Exception as error:  # noqa: BLE001 - it is recorded in the run
+            if is_of_host(error):
+                self._contexts.leave(run.id, error)
+                return self._elsewhere(run, task, batch_id)
             fail_with(self._journal, run, error, now=self._clock())
             return Turn()
 
     def rescue(self, queue: Queue) -> Sequence[Job]:
         """Jobs for all that should have one, whatever became of those that were there."""
-        return self._patience.ask(lambda: self._rescue(queue))
+        return self._patience.ask(lambda: rescue(self._journal, self._contexts, queue))
 
     def _take(self, run: RunRecord, task: Task, batch_id: int | None) -> Turn:
         context = self._contexts.of(run)
         if context is None:
-            return Turn([job_of(run, task, batch_id, self._clock() + ELSEWHERE_S)])
+            return self._elsewhere(run, task, batch_id)
+        require_standing(context.paths)
         match task:
             case "dispatch":
                 return self._dispatch(run, context)
@@ -166,6 +131,28 @@ class Turns:
                 return self._alone(run, task, finish, self._finished)
             case "watch":
                 return self._alone(run, task, partial(self._watch, context), lambda *_: ())
+
+    def _elsewhere(self, run: RunRecord, task: Task, batch_id: int | None) -> Turn:
+        """A job that this machine cannot take, offered to all again in a while."""
+        return Turn([job_of(run, task, batch_id, self._clock() + HANDED_BACK_S)])
+
+    def _record(
+        self, run: RunRecord, lease: HeldLease, work: Callable[[HeldLease], Outcome | None]
+    ) -> Outcome | None:
+        def taken(lease: HeldLease) -> Outcome | None:
+            outcome = work(lease)
+            self._contexts.works(run.id)
+            return outcome
+
+        return record(
+            self._journal,
+            self._keeper,
+            run,
+            lease,
+            taken,
+            now=self._clock,
+            leave=self._contexts.leave,
+        )
 
     # Dispatch: what may begin
 
@@ -237,7 +224,7 @@ class Turns:
         outcome = None
         try:
             with self._keeper.hold(claim.token) as lease, at_work:
-                outcome = record(self._journal, self._keeper, run, lease, work, now=self._clock)
+                outcome = self._record(run, lease, work)
         except JournalError as error:
             if not self._patience.bears(error):
                 raise
@@ -257,7 +244,7 @@ class Turns:
                 case _:
                     return outcome
             batch = self._journal.batches.get(claim.batch.id)
-            if over or batch.state in FINAL_BATCH_STATES or not _is_worked(context.run()):
+            if over or batch.state in FINAL_BATCH_STATES or not is_worked(context.run()):
                 return outcome
             claim = replace(claim, batch=batch)
 
@@ -292,14 +279,14 @@ class Turns:
             outcome = None
             try:
                 with self._keeper.hold(token) as lease, self._presence.at(run.id, task):
-                    outcome = record(self._journal, self._keeper, run, lease, work, now=self._clock)
+                    outcome = self._record(run, lease, work)
             except JournalError as error:
                 if not self._patience.bears(error):
                     raise
             finally:
                 self._patience.ask(lambda: self._journal.leases.release_planning(run.id, token))
             now = self._patience.ask(lambda: self._journal.find_run(run.id))
-            return after(now, outcome) if now is not None and _is_worked(now) else ()
+            return after(now, outcome) if now is not None and is_worked(now) else ()
 
         return Turn((), take)
 
@@ -311,9 +298,12 @@ class Turns:
 
         STEPS.time("planning", lambda: advance_planning(context, lease.token, stopping))
 
-    def _planned(self, run: RunRecord, _: Outcome | None) -> Sequence[Job]:
+    def _planned(self, run: RunRecord, outcome: Outcome | None) -> Sequence[Job]:
         dispatch = job_of(run, "dispatch")
-        return [job_of(run, "plan"), dispatch] if run.state is RunState.PLANNING else [dispatch]
+        if run.state is not RunState.PLANNING:
+            return [dispatch]
+        at = self._clock() + outcome.seconds if isinstance(outcome, After) else None
+        return [job_of(run, "plan", at=at), dispatch]
 
     def _finish(self, context: RunContext, lease: HeldLease) -> Outcome | None:
         return take_finish(context, lease.token)
@@ -326,44 +316,13 @@ class Turns:
     def _watch(self, context: RunContext, _: HeldLease) -> None:
         self._lookout.look(context)
 
-    # Rescue
-
-    def _rescue(self, queue: Queue) -> Sequence[Job]:
-        self._journal.leases.release_dead(is_known_dead)
-        self._journal.workers.prune()
-        working = [run for run in self._journal.list_runs(states=WORKING_STATES) if _is_worked(run)]
-        self._contexts.let_go({run.id for run in working})
-        jobs = list[Job]()
-        for run in working:
-            if queue_of(run) != queue:
-                continue
-            jobs.append(job_of(run, "dispatch"))
-            if run.state is RunState.PLANNING and not self._journal.dues.is_planned(run.id):
-                jobs.append(job_of(run, "plan"))
-            if queue == "compute":
-                self._clear_up(run)
-                continue
-            free = self._journal.dues.free(run.id, by=math.inf, limit=RESCUED)
-            jobs += [job_of(run, "step", one.batch_id, one.next_at) for one in free]
-        return jobs
-
-    def _clear_up(self, run: RunRecord) -> None:
-        context = self._contexts.of(run)
-        if context is not None:
-            discard_leftovers(context)
-
-
-def _is_worked(run: RunRecord) -> bool:
-    """The run is for workers, and in a state in which it has steps to take."""
-    return run.config.get("execution") == "workers" and run.state in WORKING_STATES
-
 
 def _require_inputs(context: RunContext) -> None:
-    """Raises InputError that names the input which this machine cannot see, and the machine."""
+    """Raises StorageError that names the input which this machine cannot see, and the machine."""
     for name in context.config.inputs:
         if "://" not in name and not Path(name).exists():
-            raise InputError(
-                f"{name} is not there on {socket.gethostname()}, where a worker plans the run: "
-                "put the inputs of a run with --execution workers on a path that every machine "
-                f"mounts, or in object storage, and type: embatch resume {context.run_id}"
+            raise StorageError(
+                f"{name} is not there on {socket.gethostname()}, where a worker would plan the "
+                "run: put the inputs of a run with --execution workers on a path that every "
+                "machine mounts, or in object storage"
             )

@@ -17,6 +17,8 @@ from procrastinate.jobs import Status
 from procrastinate.worker import Worker
 
 from embatch.errors import JournalError
+from embatch.execution.contexts import Contexts
+from embatch.execution.jobs import QUEUES, Job, Task
 from embatch.execution.keeper import LeaseKeeper
 from embatch.execution.patience import FIRST_WAIT_S, LONGEST_WAIT_S, Patience
 from embatch.execution.presence import Presence
@@ -28,11 +30,11 @@ from embatch.execution.procrastinate import (
     prepare,
     queue_name,
 )
-from embatch.execution.steps import LEASE_S, Contexts
-from embatch.execution.turns import QUEUES, Job, Task, Turn, Turns
+from embatch.execution.steps import LEASE_S
+from embatch.execution.turns import Turn, Turns
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
-from embatch.journal.workers import Queue
+from embatch.journal.workers import Queue, Trouble
 from embatch.runs.context import RunContext
 
 log = logging.getLogger("embatch.execution")
@@ -80,18 +82,27 @@ class WorkerExecutor:
         self._failure: BaseException | None = None
         self._patience = Patience(self._stopping)
         self._keeper = LeaseKeeper(journal.leases, lease_s=LEASE_S)
+        self._contexts = Contexts(open_context, close_context, clock)
         self._presence = Presence(
-            journal.workers, execution="workers", concurrency=concurrency, queues=queues
+            journal.workers,
+            execution="workers",
+            concurrency=concurrency,
+            queues=queues,
+            troubles=self._contexts.troubles,
         )
         self._turns = Turns(
             journal,
-            Contexts(open_context, close_context, clock),
+            self._contexts,
             keeper=self._keeper,
             presence=self._presence,
             stopping=self._stopping,
             clock=clock,
         )
         self._threads = ThreadPoolExecutor(sum(self._slots.values()) + 1, "embatch-job")
+
+    def troubles(self) -> list[Trouble]:
+        """The runs that this machine leaves to others, each with what is wrong here."""
+        return self._contexts.troubles()
 
     def stop(self) -> None:
         """Asks the worker to end after the steps in hand. Safe in a signal handler's thread."""
@@ -285,7 +296,7 @@ def _rescue(do: Callable[[], Any]) -> Callable[..., Any]:
     async def rescue(timestamp: int) -> None:  # noqa: ARG001 - Procrastinate's signature
         try:
             await do()
-        except (JournalError, *_AWAY) as error:
+        except Exception as error:  # noqa: BLE001 - a job's outer edge: the next one looks again
             log.warning("what lost its job is looked for again later: %s", type(error).__name__)
 
     return rescue

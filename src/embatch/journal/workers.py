@@ -38,6 +38,14 @@ class Doing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Why a process leaves a run to others: what is wrong where it works."""
+
+    run_id: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
     """A process that takes steps, or took them. Times are seconds since 1970."""
 
@@ -57,6 +65,8 @@ class WorkerRecord:
     steps: int
     """Taken since it began."""
     doing: tuple[Doing, ...]
+    troubles: tuple[Trouble, ...]
+    """Runs that it cannot work, each with what is wrong there."""
     alive: bool
     """It has not said goodbye and was seen a moment ago."""
 
@@ -101,12 +111,21 @@ class WorkerTable:
                     seen_at=now,
                     steps=0,
                     doing=[],
+                    troubles=[],
                 )
             )
         return worker_id
 
-    def beat(self, worker_id: str, *, steps: int, doing: Iterable[Doing]) -> bool:
-        """Says that the process lives, and on what it works. False when it is not entered."""
+    def beat(
+        self,
+        worker_id: str,
+        *,
+        steps: int,
+        doing: Iterable[Doing],
+        troubles: Iterable[Trouble] = (),
+    ) -> bool:
+        """Says that the process lives, on what it works, and what it cannot work. False when it is
+        not entered."""
         with self._database.write() as connection:
             changed = connection.execute(
                 update(workers_table)
@@ -116,6 +135,7 @@ class WorkerTable:
                     stopped_at=None,
                     steps=steps,
                     doing=[asdict(one) for one in doing],
+                    troubles=[asdict(one) for one in troubles],
                 )
             )
             return changed.rowcount == 1
@@ -127,7 +147,7 @@ class WorkerTable:
             connection.execute(
                 update(workers_table)
                 .where(workers_table.c.id == worker_id)
-                .values(seen_at=now, stopped_at=now, steps=steps, doing=[])
+                .values(seen_at=now, stopped_at=now, steps=steps, doing=[], troubles=[])
             )
 
     def every(self) -> list[WorkerRecord]:
@@ -138,19 +158,33 @@ class WorkerTable:
         records = [_record(row, now) for row in rows]
         return sorted(records, key=lambda one: (not one.alive, one.started_at, one.id))
 
-    def serves(self, queue: Queue) -> bool:
-        """A worker that takes from `queue` is alive."""
+    def serves(self, queue: Queue, run_id: str | None = None) -> bool:
+        """A worker that takes from `queue` is alive, and can work this run as far as it knows."""
+        return any(
+            all(one.run_id != run_id for one in worker.troubles) for worker in self._serving(queue)
+        )
+
+    def hindrances(self, queue: Queue, run_id: str) -> dict[str, str]:
+        """What keeps the workers alive that take from `queue` from working the run, by host."""
+        return {
+            worker.host: one.what
+            for worker in self._serving(queue)
+            for one in worker.troubles
+            if one.run_id == run_id
+        }
+
+    def _serving(self, queue: Queue) -> list[WorkerRecord]:
         table = workers_table.c
         with self._database.read() as connection:
             now = self._database.lease_now(connection)
             rows = connection.execute(
-                select(table.queues).where(
+                select(workers_table).where(
                     table.seen_at >= now - DEAD_AFTER_S,
                     table.stopped_at.is_(None),
                     table.execution == "workers",
                 )
-            ).scalars()
-            return any(queue in queues for queues in rows)
+            ).mappings()
+            return [one for row in rows if queue in (one := _record(row, now)).queues]
 
     def prune(self) -> int:
         """Forgets those that ended, or were last seen, long ago. Gives how many."""
@@ -166,6 +200,7 @@ class WorkerTable:
 def _record(row: RowMapping, now: float) -> WorkerRecord:
     values = dict(row)
     values["queues"] = tuple(values["queues"])
+    values["troubles"] = tuple(Trouble(**one) for one in values["troubles"])
     values["doing"] = tuple(Doing(**one) for one in values["doing"])
     alive = values["stopped_at"] is None and values["seen_at"] >= now - DEAD_AFTER_S
     return WorkerRecord(**values, alive=alive)

@@ -9,6 +9,7 @@ from typing import Any
 from embatch.client.requests import build_rows, spool
 from embatch.errors import InvalidRequestError
 from embatch.providers.base import StagedItems, label_hash
+from embatch.storage.places import make_folder
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def request_file(
     than `most_bytes`, and StorageError when the disk does not take them.
     """
     folder, begin = stage.scratch, f".{stage.path.name}.{label_hash(label)}."
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for left in folder.glob(f"{begin}*.jsonl"):
         left.unlink(missing_ok=True)  # of a process that died
     path = folder / f"{begin}{secrets.token_hex(4)}.jsonl"

@@ -33,12 +33,13 @@ class Attendance:
 def attendance_of(journal: Journal, run: RunRecord, *, now: float) -> Attendance:
     """Told by the lock on the output where that is on this machine, else by the journal.
 
-    A run for workers is worked while one is alive that takes its kind of jobs.
+    A run for workers is worked while one is alive that takes its kind of jobs
+    and can work it, as far as it knows.
     """
     if run.state not in WORKING_STATES:
         return Attendance(worked=True)
     if run.config.get("execution") == "workers":
-        return Attendance(worked=journal.workers.serves(queue_of(run)))
+        return Attendance(worked=journal.workers.serves(queue_of(run), run.id))
     held, unseen = _LOOKS.look(run.out)
     worked = journal.leases.is_worked(run.id, now=now) if held is None else held
     return Attendance(worked=worked, unseen=unseen)

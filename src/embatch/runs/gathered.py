@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from embatch.datasets.durable import storage_error
+from embatch.storage.places import make_folder
 from embatch.types.results import Matrix
 
 IN_MEMORY_BYTES: Final = 32 << 20
@@ -50,7 +51,7 @@ def vectors_path(work: Path, name: str) -> Path:
 def _allocate(path: Path, size_bytes: int) -> None:
     # A hole that the disk cannot fill would end the process at a write into the mapping.
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size_bytes)
     except OSError as error:

@@ -130,6 +130,11 @@ def _unattended(journal: Journal, run: RunRecord, now: float) -> Why:
     warned = "" if missed is None else f"; {missed}"
     if run.config.get("execution") == "workers":
         command = "embatch worker --journal URL"
+        hindrances = journal.workers.hindrances(queue_of(run), run.id)
+        if hindrances:
+            said = "; ".join(f"{host}: {what}" for host, what in sorted(hindrances.items()))
+            sentence = f"no worker can work it: {said}; mend that, or start another one: {command}"
+            return Why(kind="workers", sentence=f"{sentence}{warned}", command=command)
         sentence = (
             f"no worker alive for the queue {queue_of(run)}: {command}, on any machine{warned}"
         )

@@ -6,6 +6,7 @@ file that a library must open is `local_copy(place)`, and one that must appear w
 is written in `datasets.durable`.
 """
 
+import errno
 import fnmatch
 import io
 import os
@@ -240,6 +241,25 @@ def scratch_of(place: Place) -> Path:
         return place
     here = StorageSettings.from_environment().cache / _RUNS
     return here.joinpath(*place.url.replace("://", "/").split("/"))
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, but never the one of an output that a work folder is in.
+
+    That one is made by whoever enters the run, and by nobody else: where it is missing, a share
+    is not mounted, and what was written there would be lost. FileNotFoundError then.
+    """
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in missing:
+        if is_work_folder(one) and one.parent in missing:
+            words = f"{one.parent} is not there: is what all machines share mounted here?"
+            raise FileNotFoundError(errno.ENOENT, words)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def is_work_folder(folder: Path) -> bool:
+    """It bears the name of the folder of a run's work, in the folder of its output."""
+    return folder.name == ".work" or (folder.name == "work" and folder.parent.suffix == ".embatch")
 
 
 def remove_tree(place: Place) -> None:

@@ -13,7 +13,7 @@ from embatch.errors import StorageError
 
 def test_a_file_is_replaced_whole(tmp_path):
     """Until the end the old content stands."""
-    path = tmp_path / "deep" / "x"
+    path = tmp_path / "x"
     write_bytes_whole(path, b"old")
     with write_whole(path) as temporary:
         temporary.write_bytes(b"new")
@@ -62,3 +62,14 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
         with hidden_file(path) as other:
             assert sorted(tmp_path.iterdir()) == sorted([mine, other])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_an_output_is_not_made_by_who_writes_in_it(tmp_path):
+    """A share that is not mounted looks like one: what is written there would be lost."""
+    out = tmp_path / "out"
+    for path in (out / "failures.jsonl", out / ".work" / "stage" / "0.arrow"):
+        with pytest.raises(StorageError, match="out"):
+            write_bytes_whole(path, b"lost")
+        assert not out.exists()
+    out.mkdir()
+    write_bytes_whole(out / ".work" / "stage" / "0.arrow", b"kept")

@@ -22,7 +22,7 @@ def manifest(tmp_path, write_rows):
 
 def test_a_manifest_comes_back_equal(tmp_path, manifest):
     """As it begins and as it ends."""
-    path = tmp_path / "out" / "manifest.json"
+    path = tmp_path / "manifest.json"
     manifest.save(path)
     assert Manifest.load(path) == manifest
     part = PartEntry(name="part-00000.parquet", rows=1, sha256="cd", row_min=0, row_max=0)

@@ -17,6 +17,7 @@ from embatch.providers.base import StagedItems
 def test_a_stage_gives_back_its_items_in_order(tmp_path, staged):
     """Batches are small however the table was cut, and columns keep their types."""
     table = staged(list(range(20_000)), lang=["en"] * 20_000)
+    (tmp_path / "stage").mkdir()
     stage: StagedItems = write_stage(tmp_path / "stage" / "0.arrow", table)
     batches = list(stage.read())
     assert [batch.num_rows for batch in batches] == [8192, 8192, 3616]

@@ -1,5 +1,7 @@
 """Jobs of workers: one that comes twice does no harm, and nothing is left without a job."""
 
+import errno
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +14,24 @@ import pytest
 from embatch import api
 from embatch.config import Settings
 from embatch.environment import Environment
+from embatch.errors import (
+    AuthenticationError,
+    BudgetExceededError,
+    ConfigError,
+    InputError,
+    NotFoundError,
+    PermissionDeniedError,
+    StorageError,
+)
+from embatch.execution import steps
+from embatch.execution.contexts import Contexts, is_of_host
+from embatch.execution.jobs import Job, job_of
 from embatch.execution.keeper import LeaseKeeper
 from embatch.execution.presence import Presence
 from embatch.execution.procrastinate import put_once
-from embatch.execution.steps import Contexts
-from embatch.execution.turns import Job, Turn, Turns, job_of
+from embatch.execution.turns import Turn, Turns
 from embatch.hooks import Hooks
+from embatch.runs.status import read_status
 from embatch.testing.cloud import CloudProcess
 from embatch.types.state import BatchState, RunState
 from postgres import PostgresServer
@@ -37,11 +51,19 @@ class Machine:
         )
         self.journal = self.environment.journal
         self.keeper = LeaseKeeper(self.journal.leases, lease_s=LEASE_OF_STEPS_S)
+        self.contexts = Contexts(self.environment.context, self.environment.release, self.now)
+        self.presence = Presence(
+            self.journal.workers,
+            execution="workers",
+            concurrency=1,
+            queues=("io",),
+            troubles=self.contexts.troubles,
+        )
         self.turns = Turns(
             self.journal,
-            Contexts(self.environment.context, self.environment.release, self.now),
+            self.contexts,
             keeper=self.keeper,
-            presence=Presence(self.journal.workers, execution="workers", concurrency=1),
+            presence=self.presence,
             stopping=threading.Event(),
             clock=self.now,
         )
@@ -304,3 +326,146 @@ def test_the_tables_of_jobs_are_made_once(empty_postgres_url: str) -> None:
     for thread in threads:
         thread.join(60)
     assert errors == []
+
+
+def take_until(machine: Machine, run_id: str, met: Callable[[], bool]) -> list[Job]:
+    """Takes what a rescue finds on one machine until `met`. The jobs of the last turn."""
+    until, jobs = time.monotonic() + 60, list[Job]()
+    while not met():
+        assert time.monotonic() < until
+        for job in machine.turns.rescue("io"):
+            if (job.at or 0.0) <= machine.now() and not met():
+                jobs = machine.take(job)
+        time.sleep(0.01)
+    return jobs
+
+
+@pytest.mark.parametrize(
+    ("error", "here"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), True),
+        (StorageError("the staged items /mnt/out/.work/1.arrow are gone"), True),
+        (AuthenticationError("the key is not valid"), True),
+        (PermissionDeniedError("the key may not do this"), True),
+        (ConfigError("GOOGLE_API_KEY is not set"), True),
+        (InputError("row 3 is no text"), False),
+        (NotFoundError("no model of this name"), False),
+        (BudgetExceededError("the cap is reached"), False),
+        (ValueError("a defect"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_one_machine_may_lack_is_told_from_what_no_machine_can_do(
+    error: Exception, *, here: bool
+) -> None:
+    """Keys, rights, packages, disk and mounts are a machine's own."""
+    assert is_of_host(error) is here
+
+
+def test_a_fault_of_one_machine_leaves_the_run_to_others(
+    cluster: Cluster,
+    cloud: CloudProcess,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The step is handed back; the machine says once what is wrong; another ends the run."""
+    caplog.set_level("WARNING", "embatch.execution")
+    monkeypatch.setattr(steps, "HANDED_BACK_S", 1.0)
+    fault = AuthenticationError("the key is not valid")
+
+    def broken(name: str) -> None:
+        if name == "upload.intended":
+            raise fault
+
+    ill, sound = cluster.machine(checkpoint=broken), cluster.machine()
+    ill.presence.beat()
+    run_id = cluster.enter(ill)
+    run = ill.journal.get_run(run_id)
+    jobs = take_until(ill, run_id, lambda: bool(ill.contexts.troubles()))
+    assert ill.journal.get_run(run_id).state in (RunState.PLANNING, RunState.RUNNING)
+    assert not [one for one in ill.journal.batches.walk(run_id) if has_lease(one)]
+    assert all(job.at is None or job.at > ill.now() for job in jobs if job.task == "step")
+    (handed_back,) = ill.take(job_of(run, "dispatch"))
+    assert handed_back.at is not None
+    assert handed_back.at > ill.now()
+    assert caplog.text.count(f"cannot work it: {fault}") == 1
+    ill.presence.beat()
+    assert not ill.journal.workers.serves("io", run_id)
+    assert ill.journal.workers.serves("io", "r-other")
+    status = read_status(ill.journal, run_id, now=ill.now())
+    assert not status.worked
+    assert f"no worker can work it: {socket.gethostname()}: {fault}" in str(status.waiting)
+    sound.presence.beat()
+    assert sound.journal.workers.serves("io", run_id)
+    cluster.machines = [sound]
+    cluster.put([job for job in jobs if job.task == "step"])
+    cluster.work(run_id)
+    assert sound.journal.get_run(run_id).state is RunState.COMPLETED
+    check(cluster, cloud)
+    cluster.machines = [sound, ill]
+
+
+def test_a_share_that_is_not_mounted_is_not_made_anew(
+    cluster: Cluster, cloud: CloudProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither between two steps nor within one: nothing is written where the output was."""
+    monkeypatch.setattr(steps, "HANDED_BACK_S", 1.0)
+    out, away = cluster.folder / "out", cluster.folder / "away"
+    asked = threading.Event()
+
+    def unmounts(name: str) -> None:
+        if name == "results.joined" and not asked.is_set():
+            asked.set()
+            out.rename(away)
+
+    machine = cluster.machine(checkpoint=unmounts)
+    run_id = cluster.enter(machine)
+    jobs = take_until(machine, run_id, lambda: bool(machine.contexts.troubles()))
+    assert asked.is_set()
+    assert machine.journal.get_run(run_id).state in (RunState.PLANNING, RunState.RUNNING)
+    fresh = cluster.machine()
+    fresh.take(job_of(machine.journal.get_run(run_id), "dispatch"))
+    assert "no output" in fresh.contexts.troubles()[0].what
+    assert not out.exists()
+    away.rename(out)
+    machine.jumped_s = fresh.jumped_s = 60.0
+    cluster.put([job for job in jobs if job.task == "step"])
+    cluster.work(run_id)
+    assert machine.contexts.troubles() == []
+    check(cluster, cloud)
+
+
+def test_a_refusal_of_the_run_itself_fails_it(cluster: Cluster, cloud: CloudProcess) -> None:
+    """What any machine would meet is no reason to wait for another one."""
+    _ = cloud
+
+    def broken(name: str) -> None:
+        if name == "upload.intended":
+            raise NotFoundError("no model of this name")
+
+    machine = cluster.machine(checkpoint=broken)
+    run_id = cluster.enter(machine)
+    journal = machine.journal
+    take_until(machine, run_id, lambda: journal.get_run(run_id).state is RunState.FAILED)
+    assert journal.get_run(run_id).error == "no model of this name"
+    assert machine.contexts.troubles() == []
+
+
+def test_a_broken_run_does_not_stop_the_rescue_of_others(
+    cluster: Cluster, cloud: CloudProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One whose record cannot be read is named, and the others get their jobs."""
+    _ = cloud
+    machine = cluster.machine()
+    run_id = cluster.enter(machine)
+    for number, space in enumerate(({}, {"provider": "gemini"})):
+        machine.journal.create_run(
+            run_id=f"r-broken-{number}",
+            out="out",
+            config={"execution": "workers"},
+            space=space,
+            now=machine.now() + 1 - 2 * number,
+        )
+    assert {job.run_id for job in machine.turns.rescue("io")} == {run_id, "r-broken-1"}
+    assert "run r-broken-0: it cannot be rescued: KeyError" in caplog.text
