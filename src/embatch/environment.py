@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ class Environment:
         hooks: Hooks | None = None,
     ) -> "Environment":
         """Opens the journal that the settings, or `journal`, name."""
-        settings = settings or load_settings(journal=journal)
-        return cls(settings, Journal.open(settings.journal), hooks or Hooks())
+        settings, hooks = settings or load_settings(journal=journal), hooks or Hooks()
+        opened = Journal.open(settings.journal)
+        return cls(settings, opened, replace(hooks, clock=opened.clock(hooks.clock)))
 
     def __enter__(self) -> "Environment":
         return self
@@ -57,7 +58,7 @@ class Environment:
         self.close()
 
     def now(self) -> float:
-        """Seconds since 1970."""
+        """Seconds since 1970, by the clock that all who share the journal go by."""
         return self.hooks.clock()
 
     def provider(self, config: RunConfig) -> Provider:

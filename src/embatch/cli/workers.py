@@ -1,6 +1,5 @@
 """The command that works for others, and the one that shows who does."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -117,7 +116,7 @@ def workers(
     """Show which processes work on the journal's runs, where, and on what."""
     session = Session.of(context, journal=journal, as_json=as_json)
     with session.environment() as environment:
-        found = environment.journal.workers.every()
+        found, now = environment.journal.workers.every(), environment.now()
     if session.as_json:
         shown = [{**asdict(one), "state": one.state} for one in found]
         session.emit({"workers": shown})
@@ -125,7 +124,7 @@ def workers(
     if not found:
         session.say("no process works on this journal: embatch worker starts one")
         return
-    session.out.print(_table(found))
+    session.out.print(_table(found, now=now))
 
 
 def leave_to_workers(session: Session, environment: "Environment", status: "RunStatus") -> None:
@@ -171,13 +170,12 @@ def _parse_queues(value: str) -> "list[Queue]":
     return [queue for queue in QUEUES if queue in names]
 
 
-def _table(found: "list[WorkerRecord]") -> Table:
+def _table(found: "list[WorkerRecord]", *, now: float) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("worker", "state", "host", "pid", "takes", "since", "seen"):
         table.add_column(name, no_wrap=name != "host", overflow="fold")
     table.add_column("steps", justify="right", no_wrap=True)
     table.add_column("on", overflow="fold")
-    now = time.time()
     for one in found:
         doing = [f"cannot work {trouble.run_id}: {trouble.what}" for trouble in one.troubles]
         doing += [

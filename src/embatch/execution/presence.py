@@ -31,6 +31,7 @@ class Presence:
         concurrency: int,
         queues: Sequence[str] = (),
         troubles: Callable[[], Sequence[Trouble]] = tuple,
+        clock: Callable[[], float] = time.time,
         beat_s: float = BEAT_S,
     ) -> None:
         """`troubles` tells what the process cannot work."""
@@ -39,6 +40,7 @@ class Presence:
         self._concurrency = concurrency
         self._queues = queues
         self._troubles = troubles
+        self._clock = clock
         self._beat_s = beat_s
         self._id: str | None = None
         self._steps = 0
@@ -51,7 +53,7 @@ class Presence:
     @contextmanager
     def at(self, run_id: str, step: str, batch: int | None = None) -> Iterator[None]:
         """While the block runs, the process is at work on this."""
-        doing = Doing(run_id=run_id, batch=batch, step=step, since=time.time())
+        doing = Doing(run_id=run_id, batch=batch, step=step, since=self._clock())
         with self._counting:
             number = next(self._numbers)
             self._doing[number] = doing

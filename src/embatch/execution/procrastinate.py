@@ -6,7 +6,7 @@ bear names of our own, so that another application may use Procrastinate in the 
 
 import logging
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import psycopg
@@ -162,7 +162,5 @@ def _arguments(job: Job) -> dict[str, Any]:
 
 
 def _moment(job: Job, now: float) -> datetime | None:
-    """When the job is due by this machine's clock, while the run's own shows `now`."""
-    if job.at is None or job.at <= now:
-        return None
-    return datetime.now(UTC) + timedelta(seconds=job.at - now)
+    """When the job is due; None for at once."""
+    return None if job.at is None or job.at <= now else datetime.fromtimestamp(job.at, UTC)

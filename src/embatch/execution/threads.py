@@ -95,7 +95,9 @@ class ThreadExecutor:
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
         self._patience = Patience(self._stopping)
-        self._presence = Presence(journal.workers, execution="threads", concurrency=threads)
+        self._presence = Presence(
+            journal.workers, execution="threads", concurrency=threads, clock=clock
+        )
 
     def stop(self) -> None:
         """Asks the threads to end after their present step. Safe in a signal handler's thread."""

@@ -89,6 +89,7 @@ class WorkerExecutor:
             concurrency=concurrency,
             queues=queues,
             troubles=self._contexts.troubles,
+            clock=clock,
         )
         self._turns = Turns(
             journal,

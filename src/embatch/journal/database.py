@@ -52,6 +52,11 @@ class Database:
             engine.dispose()
             raise
 
+    @property
+    def is_shared(self) -> bool:
+        """Other machines may use it."""
+        return self._engine.dialect.name == "postgresql"
+
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection for looking: all that is read in it stood at one moment. Never waits."""

@@ -11,6 +11,7 @@ from embatch.journal.audits import AuditTable
 from embatch.journal.batches import BatchTable
 from embatch.journal.calibrations import CalibrationTable
 from embatch.journal.changes import ChangeWatch
+from embatch.journal.clock import DatabaseClock
 from embatch.journal.database import Database
 from embatch.journal.dues import DueTable
 from embatch.journal.entries import cancel_batches, enter_adopted
@@ -59,6 +60,11 @@ class Journal:
     def close(self) -> None:
         """Closes the database. Safe to call twice."""
         self._database.close()
+
+    def clock(self, own: Callable[[], float]) -> Callable[[], float]:
+        """What tells the time to all who share the journal: `own` for a file, which one machine
+        has, else the database's clock, since machines may disagree."""
+        return DatabaseClock(self._database) if self._database.is_shared else own
 
     def watch(self) -> ChangeWatch:
         """Tells again and again what has changed since the last look."""
