@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from embatch.cli import figures
 from embatch.cli.exits import ExitCode, code_of_run
 from embatch.cli.session import Session
 from embatch.cli.work import Interrupts
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from embatch.cli.panel import PlainLines
     from embatch.environment import Environment
     from embatch.journal.records import RunRecord
-    from embatch.journal.workers import Queue
+    from embatch.journal.workers import Queue, Trouble
     from embatch.runs.status import RunStatus
 
 LINE_EVERY_S = 10.0
@@ -36,7 +37,9 @@ def work_all(session: Session, environment: "Environment", *, once: bool, thread
         threads=threads,
         clock=environment.hooks.clock,
     )
-    watch = _Watch(session, environment, lambda _: True, status_every_s=0.0)
+    watch = _Watch(
+        session, environment, lambda _: True, hindered=executor.troubles, status_every_s=0.0
+    )
     session.note(f"working every run of {environment.settings.journal}; Ctrl-C stops")
     return _work(
         session,
@@ -73,7 +76,9 @@ def work_for_all(
     def is_ours(run: "RunRecord") -> bool:
         return run.config.get("execution") == "workers" and queue_of(run) in queues
 
-    watch = _Watch(session, environment, is_ours, status_every_s=LINE_EVERY_S)
+    watch = _Watch(
+        session, environment, is_ours, hindered=executor.troubles, status_every_s=LINE_EVERY_S
+    )
     session.note(f"taking jobs from {' and '.join(queues)}; Ctrl-C stops after the steps in hand")
     return _work(
         session,
@@ -93,19 +98,25 @@ class _Watch:
         environment: "Environment",
         is_ours: "Callable[[RunRecord], bool]",
         *,
+        hindered: "Callable[[], Sequence[Trouble]]",
         status_every_s: float,
     ) -> None:
         self._session = session
         self._environment = environment
         self._is_ours = is_ours
+        self._hindered = hindered
         self._status_every_s = status_every_s
         self._next_status_at = 0.0
         self._views: dict[str, PlainLines] = {}
         self.statuses: dict[str, RunStatus] = {}
         """The last that was seen of each run."""
+        self.left: dict[str, str] = {}
+        """Its own runs that this machine cannot work, each with the reason."""
+        self.foreign = 0
+        """Runs that want to be worked, and are not its own."""
 
     def look(self) -> bool:
-        """Looks at the runs. Gives whether one is left that wants to be worked."""
+        """Looks at the runs. Gives whether one is left that can be worked here."""
         from embatch.cli.panel import PlainLines
         from embatch.execution.steps import WORKING_STATES
         from embatch.runs.status import read_status
@@ -123,7 +134,19 @@ class _Watch:
             every_s = None if self._session.as_json else LINE_EVERY_S
             view = PlainLines(self._session.err, every_s=every_s)
             self._views.setdefault(name, view).show(status)
-        return bool(working)
+        self.left = {one.run_id: one.what for one in self._hindered() if one.run_id in working}
+        self.foreign = len(runs) - len(working)
+        return not working <= self.left.keys()
+
+    def tell_what_is_left(self) -> None:
+        """Says what `--once` leaves undone."""
+        for name, why in self.left.items():
+            self._session.note(
+                f"run {name} is left undone, this machine cannot work it: {why}", style="yellow"
+            )
+        if self.foreign:
+            runs = figures.counted(self.foreign, "run")
+            self._session.note(f"{runs} of other queues, or of no worker, left undone")
 
 
 def _work(
@@ -152,6 +175,7 @@ def _work(
         code = interrupts.code
     else:
         watch.look()
+        watch.tell_what_is_left()
         code = _worst([code_of_run(status) for status in statuses.values()])
     if session.as_json:
         session.emit(

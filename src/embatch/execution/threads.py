@@ -29,6 +29,7 @@ from embatch.execution.steps import (
 from embatch.journal.leases import Claim
 from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
+from embatch.journal.workers import Trouble
 from embatch.observe.durations import STEPS
 from embatch.process import is_known_dead, owner_identity
 from embatch.runs.context import RunContext
@@ -98,6 +99,10 @@ class ThreadExecutor:
         self._presence = Presence(
             journal.workers, execution="threads", concurrency=threads, clock=clock
         )
+
+    def troubles(self) -> list[Trouble]:
+        """The runs that this process cannot work, each with what is wrong here."""
+        return self._contexts.troubles()
 
     def stop(self) -> None:
         """Asks the threads to end after their present step. Safe in a signal handler's thread."""

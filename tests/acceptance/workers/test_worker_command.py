@@ -4,13 +4,11 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from crew import Crew, eventually
 
-from embatch.journal.records import RunRecord
 from embatch.journal.store import Journal
 from embatch.types.state import BatchState, RunState
 from postgres import PostgresServer
@@ -138,18 +136,27 @@ def test_queues_that_are_none_are_refused(crew: Crew) -> None:
 
 
 def test_an_input_that_a_machine_cannot_see_is_named(crew: Crew, journal: Journal) -> None:
-    """The file and the host; the run goes on when it is there."""
+    """The file and the host, by the worker, by the list of workers and by the run, which goes on
+    when the file is there. A worker that can do no more ends."""
     import socket
 
     run_id = crew.submit(*LOCAL)
     (crew.folder / "texts.jsonl").rename(crew.folder / "elsewhere.jsonl")
-    crew.type("worker", "--once", code=1)
-    run: RunRecord = journal.get_run(run_id)
-    assert run.state is RunState.FAILED
-    assert f"texts.jsonl is not there on {socket.gethostname()}" in str(run.error)
+    words = f"texts.jsonl is not there on {socket.gethostname()}"
+    ended = crew.type("worker", "--once", code=5)
+    assert f"run {run_id} is left undone, this machine cannot work it: " in ended.stderr
+    assert words in ended.stderr
+    assert journal.get_run(run_id).state is RunState.PLANNING
+    worker = crew.worker()
+    eventually(lambda: words in crew.type("workers", "--json").stdout, "it is listed" + crew.said())
+    shown = json.loads(crew.type("status", run_id, "--json").stdout)
+    assert "no worker can work it" in shown["waiting"]
+    assert words in shown["waiting"]
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 143, crew.said()
     (crew.folder / "elsewhere.jsonl").rename(crew.folder / "texts.jsonl")
     crew.worker()
-    shown: dict[str, Any] = json.loads(crew.type("resume", run_id, "--json").stdout)
+    shown = json.loads(crew.type("resume", run_id, "--json").stdout)
     assert shown["state"] == "completed"
     check_right(crew.folder / "out")
 
