@@ -49,7 +49,11 @@ class Environment:
         """Opens the journal that the settings, or `journal`, name."""
         settings, hooks = settings or load_settings(journal=journal), hooks or Hooks()
         opened = Journal.open(settings.journal)
-        return cls(settings, opened, replace(hooks, clock=opened.clock(hooks.clock)))
+        try:
+            return cls(settings, opened, replace(hooks, clock=opened.clock(hooks.clock)))
+        except BaseException:
+            opened.close()
+            raise
 
     def __enter__(self) -> "Environment":
         return self

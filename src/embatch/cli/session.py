@@ -3,6 +3,7 @@
 import errno
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +17,7 @@ from rich.markup import escape
 
 from embatch.cli.exits import ExitCode, code_of_error
 from embatch.config import prefer_plain_allocator
-from embatch.errors import EmbatchError
+from embatch.errors import EmbatchError, JournalError
 
 if TYPE_CHECKING:
     from embatch.environment import Environment
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200
 """Columns of a table that is written to a file or another program."""
+AGAIN_S = 1.0
+"""Seconds between two tries to reach a journal that is away."""
 _PADDING: Final = re.compile(r" +$", re.MULTILINE)
 
 
@@ -101,13 +104,23 @@ class Session:
         sys.stdout.write(orjson.dumps(value, default=str, option=option).decode())
         sys.stdout.flush()
 
-    def environment(self) -> "Environment":
-        """Opens the journal; close what comes back."""
+    def environment(self, *, wait_s: float = 0.0) -> "Environment":
+        """Opens the journal; close what comes back. One that is away is waited for so long."""
         from embatch.environment import Environment
         from embatch.process import give_memory_back
 
         give_memory_back()
-        return Environment.open(journal=self.journal, hooks=self.hooks)
+        ends_at, told = time.monotonic() + wait_s, False
+        while True:
+            try:
+                return Environment.open(journal=self.journal, hooks=self.hooks)
+            except JournalError as error:
+                if not error.transient or time.monotonic() >= ends_at:
+                    raise
+                if not told:
+                    self.note(f"{error}: tried again for {wait_s:.0f} s", style="yellow")
+                    told = True
+                time.sleep(AGAIN_S)
 
     def _fail(self, error: BaseException, message: str) -> ExitCode:
         code = code_of_error(error)

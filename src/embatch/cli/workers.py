@@ -22,6 +22,8 @@ THREADS = 3
 """Of a worker on a SQLite journal, as of a run."""
 AT_ONCE = 4
 """Jobs that a worker on a PostgreSQL journal takes at once: most of them wait for a service."""
+BEGIN_S = 60.0
+"""How long a worker that begins waits for a database that is away, before it gives up."""
 _STYLES = {"alive": "green", "dead": "red", "stopped": "dim"}
 
 
@@ -76,7 +78,7 @@ def worker(
     session = Session.of(context, journal=journal, as_json=as_json)
     wanted = _parse_queues(queues)
     with (
-        session.environment() as environment,
+        session.environment(wait_s=BEGIN_S) as environment,
         _metrics(session, environment, metrics_host, metrics_port),
     ):
         if environment.settings.journal.startswith("sqlite"):

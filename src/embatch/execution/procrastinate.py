@@ -13,9 +13,11 @@ import psycopg
 from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
 from procrastinate.exceptions import AlreadyEnqueued, ConnectorException
 from procrastinate.schema import SchemaManager
+from psycopg.conninfo import conninfo_to_dict
 
 from embatch.errors import ConfigError, JournalError
 from embatch.execution.jobs import Job
+from embatch.journal.connecting import network_settings
 from embatch.journal.refusals import is_refused
 
 log = logging.getLogger("embatch.execution")
@@ -56,10 +58,16 @@ def require_postgres(url: str) -> str:
     return f"postgresql://{rest}"
 
 
+def connection_settings(url: str) -> dict[str, Any]:
+    """What the connections of jobs are told, beside what the journal's URL gives."""
+    given = conninfo_to_dict(require_postgres(url))
+    return network_settings({name: str(value) for name, value in given.items()})
+
+
 def prepare(url: str) -> None:
     """Makes Procrastinate's tables unless they are there. Raises JournalError when it cannot."""
     try:
-        with psycopg.connect(require_postgres(url), connect_timeout=10) as connection:
+        with psycopg.connect(require_postgres(url), **connection_settings(url)) as connection:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             found = connection.execute(_TABLES).fetchone()
             if found is None or found[0] is None:
@@ -85,7 +93,7 @@ def open_app(url: str, *, connections: int) -> App:
             conninfo=require_postgres(url),
             min_size=1,
             max_size=connections,
-            kwargs={"application_name": "embatch worker"},
+            kwargs={**connection_settings(url), "application_name": "embatch worker"},
         )
     )
 
@@ -121,7 +129,9 @@ def put_once(url: str, jobs: Iterable[Job], *, now: float) -> None:
     """Puts jobs into their queues from a process that is no worker. Raises JournalError."""
     prepare(url)
     app = App(
-        connector=SyncPsycopgConnector(conninfo=require_postgres(url), min_size=1, max_size=1)
+        connector=SyncPsycopgConnector(
+            conninfo=require_postgres(url), min_size=1, max_size=1, kwargs=connection_settings(url)
+        )
     )
     try:
         with app.open():

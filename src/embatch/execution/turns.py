@@ -80,6 +80,7 @@ class Turns:
         presence: Presence,
         stopping: threading.Event,
         clock: Callable[[], float],
+        patience: Patience | None = None,
     ) -> None:
         self._journal = journal
         self._contexts = contexts
@@ -88,7 +89,7 @@ class Turns:
         self._stopping = stopping
         self._clock = clock
         self._owner = owner_identity()
-        self._patience = Patience(stopping)
+        self._patience = patience or Patience(stopping)
         self._lookout = Lookout()
         self._hurry = Hurry(journal, clock)
 

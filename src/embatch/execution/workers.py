@@ -98,6 +98,7 @@ class WorkerExecutor:
             presence=self._presence,
             stopping=self._stopping,
             clock=clock,
+            patience=self._patience,
         )
         self._threads = ThreadPoolExecutor(sum(self._slots.values()) + 1, "embatch-job")
 

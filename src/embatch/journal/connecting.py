@@ -90,14 +90,21 @@ def _sqlite(url: URL) -> Engine:
     return engine
 
 
-def _postgres(url: URL) -> Engine:
+def network_settings(given: Mapping[str, str]) -> dict[str, Any]:
+    """libpq's parameters of every connection to a journal, beside those that its URL gives."""
     settings = " ".join(f"-c {name}={value}" for name, value in _SERVER_SETTINGS.items())
-    given = url.query.get("options", "")
-    more = given if isinstance(given, str) else " ".join(given)
-    defaults = {name: value for name, value in _CLIENT_SETTINGS.items() if name not in url.query}
+    defaults = {name: value for name, value in _CLIENT_SETTINGS.items() if name not in given}
+    return {**defaults, "options": f"{settings} {given.get('options', '')}".strip()}
+
+
+def _postgres(url: URL) -> Engine:
+    given = {
+        name: value if isinstance(value, str) else " ".join(value)
+        for name, value in url.query.items()
+    }
     return create_engine(
         url,
-        connect_args={**defaults, "options": f"{settings} {more}".strip()},
+        connect_args=network_settings(given),
         pool_pre_ping=True,
         pool_size=POOL_SIZE,
         max_overflow=MOST_CONNECTIONS - POOL_SIZE,

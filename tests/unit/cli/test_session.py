@@ -3,11 +3,13 @@
 import errno
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from embatch.cli.session import Session
-from embatch.errors import InputError, InvalidRequestError
+from embatch.environment import Environment
+from embatch.errors import InputError, InvalidRequestError, JournalError
 
 SECRET = "words of a user"
 
@@ -70,3 +72,31 @@ def test_an_exit_keeps_its_code() -> None:
     assert Session().run(raising(SystemExit(3)), []) == 3
     assert Session().run(raising(SystemExit(None)), []) == 0
     assert Session().run(lambda **_: None, []) == 0
+
+
+def test_a_journal_that_is_away_is_waited_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """It says so once; a refusal, and one that stays away, are the error of the command."""
+    monkeypatch.setattr("embatch.cli.session.AGAIN_S", 0.0)
+    away, tries = JournalError("the server does not answer"), 0
+    away.transient = True
+    journal, opened = f"sqlite:///{tmp_path / 'journal.db'}", Environment.open
+
+    def back_at_the_third(**_: object) -> Environment:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise away
+        return opened(journal=journal)
+
+    monkeypatch.setattr(Environment, "open", back_at_the_third)
+    Session().environment(wait_s=60.0).close()
+    assert tries == 3
+    assert capsys.readouterr().err == "the server does not answer: tried again for 60 s\n"
+    tries = 0
+    assert Session().run(lambda **_: Session().environment(), []) == 1
+    assert tries == 1
+    away.transient, tries = False, 0
+    assert Session().run(lambda **_: Session().environment(wait_s=60.0), []) == 1
+    assert tries == 1

@@ -1,5 +1,6 @@
 """Jobs of workers: one that comes twice does no harm, and nothing is left without a job."""
 
+import asyncio
 import errno
 import socket
 import threading
@@ -28,7 +29,7 @@ from embatch.execution.contexts import Contexts, is_of_host
 from embatch.execution.jobs import Job, job_of
 from embatch.execution.keeper import LeaseKeeper
 from embatch.execution.presence import Presence
-from embatch.execution.procrastinate import put_once
+from embatch.execution.procrastinate import connection_settings, open_app, put_once
 from embatch.execution.turns import Turn, Turns
 from embatch.hooks import Hooks
 from embatch.runs.status import read_status
@@ -488,3 +489,22 @@ def test_a_broken_run_does_not_stop_the_rescue_of_others(
         )
     assert {job.run_id for job in machine.turns.rescue("io")} == {run_id, "r-broken-1"}
     assert "run r-broken-0: it cannot be rescued: KeyError" in caplog.text
+
+
+def test_the_connections_of_jobs_are_told_what_the_journals_are(postgres_url: str) -> None:
+    """A machine that vanishes holds up nobody for long; what the URL gives stands."""
+    url = f"{postgres_url}{'&' if '?' in postgres_url else '?'}keepalives_idle=7"
+
+    async def asked() -> dict[str, Any]:
+        app = open_app(url, connections=1)
+        async with app.open_async():
+            return await app.connector.execute_query_one_async(
+                "SELECT current_setting('lock_timeout') AS locks, "
+                "current_setting('idle_in_transaction_session_timeout') AS idle, "
+                "current_setting('application_name') AS name"
+            )
+
+    assert asyncio.run(asked()) == {"locks": "30s", "idle": "1min", "name": "embatch worker"}
+    settings = connection_settings(url)
+    assert settings["tcp_user_timeout"] == 60_000
+    assert "keepalives_idle" not in settings
