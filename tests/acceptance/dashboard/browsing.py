@@ -29,6 +29,7 @@ ARGUMENTS = (
 )
 AXE = Path(__file__).parents[3] / "build/browser/node_modules/axe-core/axe.min.js"
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+SCHEMES = ("light", "dark")
 DEADLINE_MS = 30_000
 GRAVE = ("serious", "critical")
 
@@ -62,7 +63,8 @@ class Watched:
 
     def axe(self) -> list[str]:
         """The grave violations that axe-core finds on the page as it is now."""
-        self.page.evaluate(AXE.read_text())
+        if not self.page.evaluate("'axe' in window"):
+            self.page.evaluate(AXE.read_text())
         found: list[dict[str, Any]] = self.page.evaluate(
             "async () => (await axe.run(document, {resultTypes: ['violations']})).violations"
         )
@@ -72,6 +74,12 @@ class Watched:
             if one["impact"] in GRAVE
             for node in one["nodes"]
         ]
+
+    def look(self, *, size: str, scheme: Any) -> None:
+        """Has the page shown in another size and scheme, without loading it again."""
+        width, height = SIZES[size]
+        self.page.set_viewport_size({"width": width, "height": height})
+        self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
 
     def overflow(self) -> list[str]:
         """Whatever stands out of the page to the right."""

@@ -12,15 +12,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
-from browsing import SIZES, Watched, browsing, watching
-from playwright.sync_api import Browser, Page, Response, Route, expect
+from browsing import SCHEMES, SIZES, Watched, browsing, watching
+from playwright.sync_api import Browser, Response, expect
 from plots import LARGE, PLOTS
 from scenes import MODEL, Scene, tell
 
-from dashboards import enter
 from embatch.config import Secret, Settings
 from embatch.dashboard.app import Dashboard
 from embatch.dashboard.serve import serving
@@ -55,6 +55,7 @@ PICTURES = {
     ("phone", "dark"): ("run-large", "workers"),
 }
 """What the docs show."""
+GROUND = "getComputedStyle(document.body).backgroundColor"
 LIVE = ("runs", "run", "run-stuck", "run-large", "batch", "workers")
 
 
@@ -129,25 +130,28 @@ def pictures(request: pytest.FixtureRequest) -> Path | None:
     return None if folder is None else Path(folder)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", list(SIZES))
+@pytest.mark.parametrize("name", [*PAGES, "empty", "login"])
 def test_every_page_can_be_read_by_everybody(
-    site: Site, browser: Browser, pictures: Path | None, size: str, scheme: str
+    site: Site, browser: Browser, pictures: Path | None, name: str
 ) -> None:
-    """Nothing stands out of the page, axe-core finds nothing grave, and nobody else is asked."""
-    with watching(browser, size=size, scheme=scheme) as watched:
-        for name, url in site.pages().items():
-            answer = watched.page.goto(url)
-            assert answer is not None
-            assert answer.status == (404 if name == "missing" else 200), name
-            if name in LIVE:
-                expect(watched.page.locator("#pulse")).to_have_text("live")
-            assert watched.page.locator("h1").count() == 1, name
-            assert watched.overflow() == [], (name, size)
-            if (size, scheme) != ("phone", "dark"):  # its parts are judged in the other three
-                assert watched.axe() == [], (name, size, scheme)
+    """Wide and narrow, light and dark: nothing stands out of the page, axe-core finds nothing
+    grave, and nobody else is asked."""
+    with watching(browser) as watched:
+        answer = watched.page.goto(site.pages()[name])
+        assert answer is not None
+        assert answer.status == (404 if name == "missing" else 200)
+        if name in LIVE:
+            expect(watched.page.locator("#pulse")).to_have_text("live")
+        assert watched.page.locator("h1").count() == 1
+        grounds = set()
+        for size, scheme in product(SIZES, SCHEMES):
+            watched.look(size=size, scheme=scheme)
+            grounds.add(watched.page.evaluate(GROUND))
+            assert watched.overflow() == [], size
+            assert watched.axe() == [], (size, scheme)
             if pictures is not None and name in PICTURES[size, scheme]:
                 _take(watched, pictures / f"dashboard-{name}-{size}-{scheme}.png", name)
+        assert len(grounds) == len(SCHEMES)
         ours = (site.url, site.empty, site.locked)
         assert [url for url in watched.requests if not url.startswith(ours)] == []
         # A browser calls a page that is not there an error of its own.
@@ -259,19 +263,18 @@ def test_the_keyboard_is_enough(site: Site, browser: Browser) -> None:
 
 def test_the_theme_is_remembered(site: Site, browser: Browser) -> None:
     """Light and dark by choice, over what the system says, and on the next page too."""
-    ground = "getComputedStyle(document.body).backgroundColor"
     with watching(browser, scheme="light") as watched:
         page = watched.page
         page.goto(site.url)
-        by_system = page.evaluate(ground)
+        by_system = page.evaluate(GROUND)
         button = page.get_by_role("button", name="Theme")
         button.press("Enter")
-        assert page.evaluate(ground) == by_system
+        assert page.evaluate(GROUND) == by_system
         button.press("Enter")
-        dark = page.evaluate(ground)
+        dark = page.evaluate(GROUND)
         assert dark != by_system
         page.goto(site.pages()["workers"])
-        assert page.evaluate(ground) == dark
+        assert page.evaluate(GROUND) == dark
         expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
 
 
@@ -353,85 +356,3 @@ def test_a_read_only_dashboard_offers_nothing(site: Site, browser: Browser) -> N
         assert answer is not None
         assert answer.status == 403
         expect(watched.page.locator("main")).to_contain_text("--read-only")
-
-
-def test_a_dashboard_that_comes_back_is_found(tmp_path: Path, browser: Browser) -> None:
-    """The page says that it reconnects, and is live again when the dashboard is."""
-    journal = Journal.open(f"sqlite:///{tmp_path}/journal.db")
-    settings = DashboardSettings(base=Settings(home=tmp_path, journal=""))
-    with watching(browser) as watched, ExitStack() as stack:
-        stack.callback(journal.close)
-        with serving(Dashboard(settings, journal)) as url:
-            watched.page.goto(url)
-            expect(watched.page.locator("#pulse")).to_have_text("live")
-        expect(watched.page.locator("#pulse")).to_have_text("reconnecting")
-        port = int(url.rpartition(":")[2])
-        stack.enter_context(serving(Dashboard(settings, journal), port=port))
-        expect(watched.page.locator("#pulse")).to_have_text("live")
-
-
-def test_a_run_that_is_forgotten_is_said_to_be_gone(tmp_path: Path, browser: Browser) -> None:
-    """On its open page, which asks no more."""
-    journal = Journal.open(f"sqlite:///{tmp_path}/journal.db")
-    enter(journal, "r-gone", batches=1)
-    settings = DashboardSettings(base=Settings(home=tmp_path, journal=""))
-    with ExitStack() as stack:
-        stack.callback(journal.close)
-        url = stack.enter_context(serving(Dashboard(settings, journal)))
-        page = stack.enter_context(browser.new_context()).new_page()
-        page.goto(f"{url}/runs/r-gone")
-        expect(page.locator("#pulse")).to_have_text("live")
-        journal.delete_run("r-gone")
-        expect(page.locator("h1")).to_have_text("There is nothing here", timeout=20_000)
-        expect(page.locator("#pulse")).to_be_hidden()
-
-
-HASTEN = """(() => {
-    const wait = window.setTimeout;
-    Math.random = () => 0.5;
-    window.waits = [];
-    window.setTimeout = (act, ms, ...rest) => {
-        if (act.name === "connect") waits.push(ms);
-        return wait(act, Math.min(ms, 20), ...rest);
-    };
-})()"""
-"""Has a page wait no longer than an instant, and note how long it would have."""
-
-
-def test_pages_that_fail_are_asked_for_ever_more_rarely(tmp_path: Path, browser: Browser) -> None:
-    """An open stream alone does not make the page live; a page that comes again does."""
-    journal = Journal.open(f"sqlite:///{tmp_path}/journal.db")
-    settings = DashboardSettings(base=Settings(home=tmp_path, journal=""))
-    with ExitStack() as stack:
-        stack.callback(journal.close)
-        url = stack.enter_context(serving(Dashboard(settings, journal)))
-        page = stack.enter_context(browser.new_context()).new_page()
-        page.add_init_script(HASTEN)
-        page.goto(url)
-        expect(page.locator("#pulse")).to_have_text("live")
-        asked: list[str] = []
-
-        def fail(route: Route) -> None:
-            asked.append(route.request.url)
-            route.fulfill(status=503, body="not now")
-
-        page.route(f"{url}/", fail)
-        enter(journal, "r-new", batches=1)
-        waits = _waited(page, 7)
-        assert waits[:7] == [1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]
-        assert len(asked) >= 7
-        expect(page.locator("#pulse")).to_have_text("reconnecting")
-        page.unroute(f"{url}/")
-        expect(page.locator("#pulse")).to_have_text("live")
-        expect(page.locator("#run-r-new")).to_be_visible()
-        before = len(_waited(page, 0))
-        page.route(f"{url}/", fail)
-        enter(journal, "r-newer", batches=1)
-        assert _waited(page, before + 1)[before] == 1_000
-
-
-def _waited(page: Page, least: int) -> list[float]:
-    """The waits of a hastened page, once there are so many."""
-    while len(waits := page.evaluate("waits")) < least:
-        page.wait_for_timeout(20)
-    return [float(wait) for wait in waits]

@@ -1,4 +1,5 @@
-"""A real run in a real browser: it moves on screen, and clicks cancel it and try its rows again."""
+"""A real run in a real browser: it moves on screen, and clicks cancel it, resume it and try its
+rows again."""
 
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from browsing import Watched, browsing, watching
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from embatch.testing.cloud import CloudProcess, Fault
 
@@ -182,18 +183,16 @@ def test_failed_rows_are_tried_again_by_clicks(place: Place, browser: Browser) -
         expect(page.locator(".said")).to_be_visible()
         expect(page.locator("#pulse")).to_have_text("live")
         watched.mark()
-        command = page.locator(".why .command code").inner_text()
-        assert command == f"embatch resume {status['id']}"
-        ended = place.end(place.start(*command.split()[1:], "--json"), 0)
-        assert (ended["written"], ended["failed"]) == (ROWS, 0)
-        expect(page.locator("h1 .state")).to_have_text("completed")
+        ended = _resumed(place, page)
+        assert (ended["id"], ended["written"], ended["failed"]) == (status["id"], ROWS, 0)
         expect(page.locator(".reasons")).to_have_count(0)
         assert watched.unbroken()
         assert watched.complaints == []
 
 
-def test_a_run_is_cancelled_by_clicks(place: Place, browser: Browser) -> None:
-    """It is asked once; doing nothing leaves the run; the provider's jobs are stopped."""
+def test_a_run_is_cancelled_and_resumed_by_clicks(place: Place, browser: Browser) -> None:
+    """It is asked once; doing nothing leaves the run; the provider's jobs are stopped. Resumed, it
+    goes on under the command that the page shows."""
     place.cloud.add_fault(Fault("job_stuck", {}))
     running = place.run()
     with watching(browser) as watched:
@@ -209,6 +208,20 @@ def test_a_run_is_cancelled_by_clicks(place: Place, browser: Browser) -> None:
         page.get_by_role("main").get_by_role("button").press("Enter")
         expect(page.locator("h1 .state")).to_have_text("cancelled")
         expect(page.locator(".lines").last).to_contain_text("asked to cancel the run")
+        running.communicate(timeout=DEADLINE_S)
+        assert running.returncode not in (0, None)
+        place.cloud.clear_faults()
+        page.get_by_role("link", name="Resume").click()
+        page.get_by_role("main").get_by_role("button").click()
+        expect(page.locator(".lines").last).to_contain_text("asked to go on with the run")
+        ended = _resumed(place, page)
+        assert (ended["written"], ended["failed"]) == (ROWS, 0)
         assert watched.complaints == []
-    running.communicate(timeout=DEADLINE_S)
-    assert running.returncode not in (0, None)
+
+
+def _resumed(place: Place, page: Page) -> dict[str, Any]:
+    """Types the command that an open page shows; what it printed, once the page says so too."""
+    command = page.locator(".why .command code").inner_text()
+    ended = place.end(place.start(*command.split()[1:], "--json"), 0)
+    expect(page.locator("h1 .state")).to_have_text("completed")
+    return ended
