@@ -95,7 +95,7 @@ class Run:
 
         try:
             with environment.courier([self.id]) as courier:
-                if self._by_workers():
+                if self.by_workers:
                     from embatch.execution.handing import wait_until
 
                     wait_until(over, timeout_s=timeout)
@@ -114,15 +114,17 @@ class Run:
         return status
 
     def _status_at_work(self) -> RunStatus:
-        world, here = self._environment, not self._by_workers()
+        world, here = self._environment, not self.by_workers
         return read_status(world.journal, self.id, now=world.now(), works_here=here)
 
-    def _by_workers(self) -> bool:
+    @property
+    def by_workers(self) -> bool:
+        """Workers take its steps: here it is only watched."""
         return self._record().config.get("execution") == "workers"
 
     def _hand_over(self) -> None:
         """Lets workers begin at once with a run that is theirs."""
-        if self._by_workers():
+        if self.by_workers:
             from embatch.execution.handing import hand_over
 
             world = self._environment
@@ -136,7 +138,7 @@ class Run:
         data may have the same output.
         """
         environment = self._environment
-        if self._record().state is RunState.PLANNING and not self._by_workers():
+        if self._record().state is RunState.PLANNING and not self.by_workers:
             ThreadExecutor(
                 environment.journal,
                 environment.context,

@@ -241,7 +241,8 @@ def work_on(
     warn_without_workers(session, environment, handle.id)
     status, interrupted = wait_for(session, handle, timeout=timeout)
     _refuse(environment, status)
-    raise typer.Exit(report(session, status, interrupted, stood=stood))
+    by_workers = handle.by_workers
+    raise typer.Exit(report(session, status, interrupted, stood=stood, by_workers=by_workers))
 
 
 def submit_and_leave(

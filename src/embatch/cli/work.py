@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from embatch.runs.status import RunStatus
 
 
+WORKING_STATES = (RunState.PLANNING, RunState.RUNNING, RunState.PARKED)
 SHARE = 4.0
 """Between two looks at a journal passes so many times what the first has taken."""
 
@@ -78,11 +79,14 @@ def wait_for(
     from embatch.cli.panel import open_view
 
     quiet = session.as_json
+    words = "stopping after the step in hand; once more stops at once"
+    if run.by_workers:
+        words = "this command stops watching; the workers go on"
     with Interrupts(session.err) as interrupts, open_view(session.err, quiet=quiet) as view:
 
         def stop() -> bool:
             if interrupts.signal is not None:
-                view.note("stopping after the step in hand; once more stops at once")
+                view.note(words)
                 return True
             return enough is not None and enough(run.status())
 
@@ -123,11 +127,16 @@ def follow(
 
 
 def report(
-    session: Session, status: "RunStatus", interrupted: ExitCode | None, *, stood: bool = False
+    session: Session,
+    status: "RunStatus",
+    interrupted: ExitCode | None,
+    *,
+    stood: bool = False,
+    by_workers: bool = False,
 ) -> ExitCode:
     """Prints how a run stands at the end of a command, and gives the command's exit code.
 
-    `stood`: the run was complete before the command began.
+    `stood`: the run was complete before the command began. `by_workers`: it goes on without it.
     """
     code = interrupted or code_of_run(status)
     if session.as_json:
@@ -144,7 +153,7 @@ def report(
         case RunState.CANCELLED:
             session.note(f"run {status.id} was cancelled; go on with: embatch resume {status.id}")
         case _:
-            _report_unfinished(session, status, interrupted)
+            _report_unfinished(session, status, interrupted, by_workers=by_workers)
     return code
 
 
@@ -172,9 +181,17 @@ def _report_complete(session: Session, status: "RunStatus", *, stood: bool) -> N
         )
 
 
-def _report_unfinished(session: Session, status: "RunStatus", interrupted: ExitCode | None) -> None:
+def _report_unfinished(
+    session: Session, status: "RunStatus", interrupted: ExitCode | None, *, by_workers: bool
+) -> None:
     parked = status.state is RunState.PARKED
     told = status.waiting and (status.worked or parked) and interrupted is None
     reason = f": {status.waiting}" if told else ""
     session.note(f"run {status.id} is not finished{reason}")
+    if by_workers and status.state in WORKING_STATES:
+        session.note(
+            f"the workers go on without this command; look: embatch watch {status.id}; "
+            f"stop it: embatch cancel {status.id}"
+        )
+        return
     session.note(f"nothing is lost; go on with: embatch resume {status.id}")

@@ -39,13 +39,15 @@ def worker(
         ),
     ] = None,
     queues: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--queues",
             metavar="Q,Q",
-            help="What to take from a PostgreSQL journal: io (clouds), compute (local embedding).",
+            help="What to take from a PostgreSQL journal: io (clouds), compute (local embedding)."
+            "  Default: both.",
+            show_default=False,
         ),
-    ] = "io,compute",
+    ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="End when no run is left to work on.")
     ] = False,
@@ -76,12 +78,17 @@ def worker(
     from embatch.cli.working import work_all, work_for_all
 
     session = Session.of(context, journal=journal, as_json=as_json)
-    wanted = _parse_queues(queues)
+    wanted = _parse_queues("io,compute" if queues is None else queues)
     with (
         session.environment(wait_s=BEGIN_S) as environment,
         _metrics(session, environment, metrics_host, metrics_port),
     ):
         if environment.settings.journal.startswith("sqlite"):
+            if queues is not None:
+                raise InvalidRequestError(
+                    "--queues is for a journal on PostgreSQL: this one is a file, of which one "
+                    "machine works every run; leave it out, or name another with --journal"
+                )
             code = work_all(session, environment, once=once, threads=concurrency or THREADS)
         else:
             code = work_for_all(

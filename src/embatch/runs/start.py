@@ -127,6 +127,12 @@ def _start_again(
     """The run that the output is, under the settings of this start; what is not given stays."""
     if run.state is RunState.COMPLETED:
         tidy_output(OutputPaths.for_out(config.out))
+    if run.config.get("execution") == "workers" and config.execution != "workers":
+        log.warning(
+            "run %s was for workers, and is worked by this process from now on; to leave it to "
+            "them, stop and type: embatch run … --execution workers",
+            run.id,
+        )
     changed: dict[str, Any] = {"config": config.to_json()}
     if priority is not None:
         changed["priority"] = priority
