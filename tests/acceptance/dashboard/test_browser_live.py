@@ -1,5 +1,5 @@
-"""An open page of the dashboard in a real browser: runs are set going and forgotten, and the dashboard
-goes away, comes back, or fails."""
+"""An open page in a real browser: runs are set going and forgotten, and the dashboard goes away,
+comes back, or fails."""
 
 import time
 from collections.abc import Iterator

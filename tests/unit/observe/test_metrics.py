@@ -4,14 +4,16 @@ import json
 import re
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from sqlalchemy import Connection
 
 from embatch.errors import ConfigError, JournalError
+from embatch.journal import measures
 from embatch.journal.ledger import reserve, settle
 from embatch.journal.purchases import Bought, Purchase
 from embatch.journal.records import Failure, NewBatch
@@ -183,6 +185,42 @@ def test_the_numbers_equal_the_journals(journal: Journal) -> None:
     assert found["embatch_notifications_waiting",] == journal.outbox.counts().waiting == 1
     assert ("embatch_run_rows", *place, "r1", "written") not in found
     assert found["embatch_rows", *place, "written"] == 9
+
+
+def test_what_does_not_move_is_not_summed_again(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what moves is, so that a scrape says what a process says that never scraped before."""
+    summed: list[list[str]] = []
+
+    def sum_runs(connection: Connection, run_ids: list[str]) -> object:
+        summed.append(run_ids)
+        return sums(connection, run_ids)
+
+    sums = measures._sum_runs
+    monkeypatch.setattr(measures, "_sum_runs", sum_runs)
+    fill(journal)
+    reserve_more = Purchase(
+        ref="more", run_id="r1", kind="batch", rows=1, tokens_bound=9, tokens_estimated=3,
+        usd_bound=0.5, batch_id=1,
+    )  # fmt: skip
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: journal.add_event("r1", "looked", now=NOW),
+        lambda: journal.ledger.reserve(reserve_more, now=NOW),
+        lambda: journal.ledger.settle("more", Bought(rows=1, tokens=7), now=NOW),
+        lambda: journal.update_run("r1", now=NOW + 1.0, name="new"),
+        lambda: journal.transition_run("r1", RunEvent.FAILED, expected=RunState.RUNNING, now=NOW),
+    ]
+    for change in changes:
+        change()
+        anew = measures.MeasureTable(journal._database).read(now=NOW)
+        summed.clear()
+        assert journal.measures.read(now=NOW) == anew
+        assert journal.measures.read(now=NOW) == anew
+        assert summed == [["r1"], []]
+    assert journal.measures.read(now=NOW + measures.KEPT_S)
+    assert summed[-1] == ["r1"]
 
 
 def test_a_notification_given_up_is_told_of_for_a_day(journal: Journal) -> None:
