@@ -13,8 +13,8 @@ from embatch.datasets.columnar import open_parquet
 from embatch.datasets.manifest import Manifest
 from embatch.datasets.output import OutputPaths
 from embatch.datasets.parts import mapped_matrix, read_part
-from embatch.datasets.published import published_parts
-from embatch.errors import InvalidRequestError, NotFoundError
+from embatch.datasets.published import list_parts, published_parts
+from embatch.errors import InvalidRequestError, NotFoundError, StorageError
 from embatch.storage.places import Place
 from embatch.types.results import Matrix
 
@@ -50,6 +50,24 @@ def require_form(paths: OutputPaths, manifest: Manifest) -> None:
             f"{paths.out} and {paths.sibling(manifest.form)} would share the folder "
             f"{paths.parts.name}, which belongs to the latter: name that one, or give this output "
             "another name"
+        )
+
+
+def require_whole(paths: OutputPaths, manifest: Manifest) -> None:
+    """Raises StorageError when files are gone that an output had when it was finished."""
+    if manifest.finished_at is None:
+        return
+    if paths.single_file is not None:
+        files = [file for file in (paths.single_file, paths.keys_file) if file is not None]
+        lacking = [file.name for file in files if not file.exists()]
+    else:
+        there = {part.name for part in list_parts(paths.parts)}
+        lacking = [part.name for part in manifest.parts if part.name not in there]
+    if lacking:
+        others = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise StorageError(
+            f"{paths.out} was finished and lacks {lacking[0]}{others}: put that back, or use "
+            "another output"
         )
 
 

@@ -28,7 +28,7 @@ from embatch.runs.accounts import require_priced
 from embatch.runs.admission import try_at_once
 from embatch.runs.config import RunConfig
 from embatch.runs.finish import tidy_output
-from embatch.runs.outputs import parts_of, require_form, require_journal
+from embatch.runs.outputs import parts_of, require_form, require_journal, require_whole
 from embatch.runs.reuse import require_reusable
 from embatch.storage.places import Place
 from embatch.types.embedding import Space
@@ -77,6 +77,8 @@ def start_run(
     manifest = _claim_output(paths, wanted)
     known = journal.find_run(manifest.run_id)
     if known is not None:
+        if known.state in (RunState.COMPLETED, RunState.COMPLETED_WITH_FAILURES):
+            require_whole(paths, manifest)
         return _start_again(
             journal, known, config, now=now, name=name, tags=tags, priority=priority
         )

@@ -75,6 +75,10 @@ class Bucket:
         body: bytes = self.s3.client().get_object(Bucket=self.name, Key=path)["Body"].read()
         return body
 
+    def table(self, path: str) -> Any:
+        """A Parquet file's rows."""
+        return pq.read_table(io.BytesIO(self.get(path)))
+
     def names(self, prefix: str) -> list[str]:
         """Every object whose name begins so."""
         pages = self.s3.client().get_paginator("list_objects_v2")
