@@ -312,6 +312,7 @@ workers_table = Table(
     Column("stopped_at", Float),
     Column("steps", _big, nullable=False),
     Column("doing", JSON, nullable=False),
+    Column("troubles", JSON, nullable=False),
     Index("workers_by_sight", "seen_at"),
 )
 

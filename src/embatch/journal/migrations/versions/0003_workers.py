@@ -75,6 +75,7 @@ def upgrade() -> None:
         sa.Column("stopped_at", sa.Float()),
         sa.Column("steps", _BIG, nullable=False),
         sa.Column("doing", sa.JSON(), nullable=False),
+        sa.Column("troubles", sa.JSON(), nullable=False),
     )
     op.create_index("workers_by_sight", "workers", ["seen_at"])
     op.create_table(
