@@ -1,12 +1,13 @@
 """Pages to HTML: the templates, and the words, numbers and times that they write."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from embatch.dashboard import drawing
 from embatch.dashboard.facts import OVERDUE_S, Grid, RunRow, Series
@@ -26,6 +27,7 @@ _LAYERS: Final = (
     ("failed", "stopped", ("failed", "expired", "cancelled", "quarantined")),
 )
 _TABLE_MOMENTS: Final = 12
+_FLAG: Final = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _STOPPED: Final = ("parked", "needs_person", "over_budget")
 _PHASES: Final = {
     "planned": "wait",
@@ -68,6 +70,7 @@ def _environment() -> Environment:
         iso=iso,
         clock=clock,
         words=words,
+        whole=whole,
     )
     made.globals.update(draw=drawing, looks=looks, layers=layers, moments=moments)
     made.globals.update(ago=ago, due=due, at=at, phase=phase, parts=parts)
@@ -159,6 +162,11 @@ def clock(at: float, now: float) -> str:
 def words(name: str) -> str:
     """ "completed_with_failures" as "completed with failures"."""
     return name.replace("_", " ")
+
+
+def whole(sentence: str) -> Markup:
+    """A sentence whose flags are not broken at their dashes."""
+    return Markup(_FLAG.sub(r'<span class="nowrap">\g<0></span>', str(escape(sentence))))  # noqa: S704 - escaped
 
 
 def due(at: float, now: float) -> Markup:

@@ -9,6 +9,7 @@ from embatch.dashboard.estimates import eta_of
 from embatch.dashboard.events import _WORDS, timeline
 from embatch.dashboard.facts import GRID_LETTERS
 from embatch.dashboard.pages import Memo, safe_address
+from embatch.dashboard.rendering import whole
 from embatch.dashboard.run_page import MOST_CELLS, grid_of
 from embatch.dashboard.security import check_token, is_https, is_loopback
 from embatch.dashboard.settings import Notices
@@ -43,6 +44,13 @@ def test_a_cell_of_many_batches_shows_the_one_that_wants_a_look() -> None:
     assert (grid.per_cell, len(grid.letters)) == (3, MOST_CELLS)
     assert grid.letters[:4] == "fsWw"
     assert sum(grid.counts.values()) == MOST_CELLS * 3
+
+
+def test_a_flag_in_a_sentence_is_not_broken_at_its_dashes() -> None:
+    """And what stands around it is escaped."""
+    said = whole("<b> embatch resolve r 1 --adopt NAME, or --absent: a--b")
+    kept = '<span class="nowrap">--adopt</span> NAME, or <span class="nowrap">--absent</span>'
+    assert said == f"&lt;b&gt; embatch resolve r 1 {kept}: a--b"
 
 
 @pytest.mark.parametrize("left", [0, 1, 7_000])
