@@ -362,18 +362,14 @@ def _config(
 
 def _leave_no_trace(out: str) -> None:
     """Removes what a refused call left of an output that was not there before."""
-    paths = OutputPaths.for_out(out)
-    if not isinstance(paths.parts, Path) or not isinstance(paths.work, Path):
-        with suppress(EmbatchError):  # the error of the call says more than that of this
-            if not paths.manifest.exists():
-                remove_tree(paths.work / "spool")
-        return
-    if paths.manifest.exists():
-        return
-    remove_tree(paths.work / "spool")
-    with suppress(OSError):  # folders that hold other things stay
-        paths.work.rmdir()
-        paths.parts.rmdir()
+    with suppress(EmbatchError, OSError):  # the error of the call says more than that of this
+        paths = OutputPaths.for_out(out)
+        if paths.manifest.exists():
+            return
+        remove_tree(paths.work / "spool")
+        for folder in (paths.work, paths.parts):
+            if isinstance(folder, Path):
+                folder.rmdir()  # refused where it holds other things
 
 
 def _model_name(model: str | None) -> str | None:

@@ -2,7 +2,9 @@
 
 import pytest
 
+import embatch
 from embatch.datasets.output import OutputPaths, read_failures, write_failures
+from embatch.environment import Environment
 from embatch.errors import InvalidRequestError
 
 
@@ -59,6 +61,20 @@ def test_failures_come_back_as_they_were_written(tmp_path):
     assert list(read_failures(path)) == failures
     assert [p.name for p in tmp_path.iterdir()] == ["failures.jsonl"]
     assert list(read_failures(tmp_path / "none.jsonl")) == []
+
+
+def test_a_refused_call_ends_with_its_own_error(tmp_path, monkeypatch):
+    """Whatever befalls the cleaning up after it, what was opened is closed."""
+    closed, close = [], Environment.close
+
+    def closing(environment):
+        closed.append(True)
+        close(environment)
+
+    monkeypatch.setattr(Environment, "close", closing)
+    with pytest.raises(InvalidRequestError, match="looked at"):
+        embatch.submit(["a"], tmp_path / ("x" * 300), journal=f"sqlite:///{tmp_path}/j.db")
+    assert closed == [True]
 
 
 def test_a_name_that_no_disk_takes_is_refused_in_words(tmp_path):
