@@ -32,6 +32,7 @@ from embatch.execution.presence import Presence
 from embatch.execution.procrastinate import connection_settings, open_app, put_once
 from embatch.execution.turns import Turn, Turns
 from embatch.hooks import Hooks
+from embatch.runs.config import Execution
 from embatch.runs.status import read_status
 from embatch.testing.cloud import CloudProcess
 from embatch.types.state import BatchState, RunState
@@ -100,8 +101,8 @@ class Cluster:
         self.machines.append(Machine(self.url, home, **hooks))
         return self.machines[-1]
 
-    def enter(self, machine: Machine) -> str:
-        """A run for workers."""
+    def enter(self, machine: Machine, execution: Execution = "workers") -> str:
+        """A run for workers, or the same for one process."""
         return api.enter(
             [f"text {row}" for row in range(ROWS)],
             self.folder / "out",
@@ -112,7 +113,7 @@ class Cluster:
             probe=False,
             audit="off",
             settle_s=SETTLE_S,
-            execution="workers",
+            execution=execution,
             environment=machine.environment,
         ).id
 
@@ -297,14 +298,18 @@ def test_a_rescue_finds_all_that_lost_its_job(cluster: Cluster, cloud: CloudProc
     check(cluster, cloud)
 
 
-def test_a_run_of_threads_is_no_job_of_workers(cluster: Cluster, cloud: CloudProcess) -> None:
-    """A job of a run that is not for workers any more does nothing."""
+def test_a_run_of_threads_is_no_job_of_workers(
+    cluster: Cluster, cloud: CloudProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that is begun again without workers is said to be theirs no more, and its jobs do
+    nothing."""
     _ = cloud
     machine = cluster.machine()
     run_id = cluster.enter(machine)
-    run = machine.journal.get_run(run_id)
-    config = {**run.config, "execution": "threads"}
-    machine.journal.update_run(run_id, now=machine.now(), config=config)
+    assert cluster.enter(machine) == run_id
+    assert "was for workers" not in caplog.text
+    assert cluster.enter(machine, "threads") == run_id
+    assert f"run {run_id} was for workers" in caplog.text
     assert machine.turns.take("plan", run_id) == Turn()
     assert machine.turns.take("dispatch", "r-forgotten") == Turn()
 
