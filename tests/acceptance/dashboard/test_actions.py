@@ -159,14 +159,6 @@ def test_an_action_is_done_once_however_often_it_is_posted(
     assert len(asked(journal, "r-failed")) == 1
 
 
-def test_a_form_larger_than_any_of_ours_is_refused(standing: tuple[Visitor, Journal]) -> None:
-    """Before it is read to its end, and in words."""
-    visitor, journal = standing
-    answer = visitor.post("/runs/r-run/do/cancel", {"csrf": "x" * 20_000})
-    assert (answer.status, "16,384 bytes" in answer.text) == (413, True)
-    assert asked(journal, "r-run") == []
-
-
 def test_the_page_says_who_takes_the_steps(standing: tuple[Visitor, Journal]) -> None:
     """Workers where the run was given to them, else whoever types the command."""
     visitor, journal = standing
