@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import forking
 from embatch.config import journal_url
 from embatch.journal.store import Journal
 
@@ -53,7 +54,7 @@ class Shell:
 
     def start(self, *arguments: str, delay_s: float = 0.0, **options: Any) -> subprocess.Popen[str]:
         """A command over the fake engine, running."""
-        return subprocess.Popen(
+        return forking.Popen(
             [sys.executable, str(FAKE_CLI), str(delay_s), *arguments],
             cwd=self.folder,
             env=self.environ(),
@@ -68,7 +69,7 @@ class Shell:
     ) -> Ended:
         """Runs a command to its end; `real` takes `python -m embatch` and the real engine."""
         script = ["-m", "embatch"] if real else [str(FAKE_CLI), str(delay_s)]
-        done = subprocess.run(
+        done = forking.run(
             [sys.executable, *script, *arguments],
             cwd=self.folder,
             env=self.environ(),

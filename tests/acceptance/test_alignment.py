@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import forking
 from embatch.testing.cloud import CloudProcess, Fault, expected_vectors
 from embatch.vectors import normalize
 
@@ -57,7 +58,7 @@ class Work:
 
     def type(self, *arguments: str, kill_at: str = "-") -> subprocess.CompletedProcess[str]:
         """A command, run to its end or to its kill."""
-        return subprocess.run(
+        return forking.run(
             [sys.executable, str(KILLABLE), kill_at, "-", "-", "--", *arguments],
             env={
                 "EMBATCH_HOME": str(self.folder / "home"),

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import forking
 from embatch.testing.cloud import CloudProcess, Fault, expected_vectors
 from embatch.vectors import normalize
 
@@ -92,7 +93,7 @@ class Shopper:
 
     def type(self, *arguments: str, kill_at: str = "-") -> subprocess.CompletedProcess[str]:
         """A command, run to its end or to its kill."""
-        return subprocess.run(
+        return forking.run(
             [sys.executable, str(KILLABLE), kill_at, "-", "-", "--", *arguments],
             env=self.environ(),
             cwd=self.folder,

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import forking
 from embatch.config import journal_url
 from embatch.journal.store import Journal
 from embatch.runs.quota import Belief
@@ -75,7 +76,7 @@ class Runs:
         flags = ["--provider", "gemini", "--key", "id", "--dims", str(DIMS), "--no-probe"]
         flags += ["--task-type", "retrieval_document", "--audit", "off"]
         flags += ["--max-batch-items", str(BATCH_ITEMS), "--poll-interval", "30", "--json"]
-        return subprocess.Popen(
+        return forking.Popen(
             self.command("run", f"{name}.jsonl", "-o", name, *flags, *more),
             env=self.environ(),
             cwd=self.folder,

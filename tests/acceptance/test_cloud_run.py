@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from google.oauth2.credentials import Credentials
 
+import forking
 from embatch.client import Client
 from embatch.config import CloudSettings
 from embatch.testing.cloud import CloudProcess, Fault, expected_vectors
@@ -114,7 +115,7 @@ class Job:
         self, *arguments: str, kill_at: str = "-", trace: str = "-"
     ) -> subprocess.CompletedProcess[str]:
         """A command, run to its end or to its kill."""
-        return subprocess.run(
+        return forking.run(
             [sys.executable, str(KILLABLE), kill_at, trace, "-", "--", *arguments],
             env=self.environ(),
             cwd=self.folder,

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import forking
 from embatch.testing.cloud import CloudProcess, expected_vectors
 from embatch.testing.engine import FakeEngine
 from embatch.vectors import normalize
@@ -235,7 +236,7 @@ def test_a_move_to_a_cloud_survives_a_kill(shell, tmp_path_factory) -> None:
 
 def killable(shell, kill_at: str, *line: str) -> subprocess.CompletedProcess[str]:
     """The command with a kill -9 at a checkpoint."""
-    return subprocess.run(
+    return forking.run(
         [sys.executable, str(KILLABLE), kill_at, "-", "-", "--", *line],
         env=shell.environ(),
         cwd=shell.folder,

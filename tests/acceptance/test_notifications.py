@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import pytest
 
+import forking
 from embatch.config import journal_url
 from embatch.journal.store import Journal
 from embatch.observe.courier import Courier
@@ -215,7 +216,7 @@ def test_a_message_outlives_the_process_that_had_to_send_it(
     """kill -9 between the end of a run and its message: the next process sends it."""
     shell.write_rows("texts.jsonl", [{"text": f"text {n}"} for n in range(50)])
     shell.variables["EMBATCH_WEBHOOK_SECRET"] = SECRET
-    killed = subprocess.run(
+    killed = forking.run(
         [
             *(sys.executable, str(KILLABLE), "finish.journaled:1", "-", "-", "--"),
             *("run", "texts.jsonl", "-o", "out", "--notify", receiver.url),

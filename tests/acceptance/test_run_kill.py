@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+import forking
 from embatch.testing.engine import FakeEngine
 
 pytestmark = pytest.mark.timeout(1200)
@@ -64,7 +65,7 @@ class Proof:
         self, *arguments: str, kill_at: str = "-", trace: str = "-", poison: str = POISON
     ) -> subprocess.Popen[bytes]:
         """Any command of `embatch`."""
-        return subprocess.Popen(
+        return forking.Popen(
             [sys.executable, str(KILLABLE), kill_at, trace, poison, "--", *arguments],
             env={"EMBATCH_HOME": str(self.home), "PATH": "/usr/bin:/bin"},
             stdout=subprocess.PIPE,

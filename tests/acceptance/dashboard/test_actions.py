@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import forking
 from dashboards import NOW, Answer, Visitor, fill, visited
 from embatch.config import journal_url
 from embatch.hooks import Hooks
@@ -197,7 +198,7 @@ def test_a_person_resolves_a_batch_in_doubt(
     (tmp_path / "texts.jsonl").write_text("\n".join(rows) + "\n")
 
     def type_in(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return forking.run(
             [sys.executable, str(KILLABLE), "-", "-", "-", "--", *words],
             env={"PATH": "/usr/bin:/bin", **variables}, cwd=tmp_path, capture_output=True,
             text=True, timeout=200, check=False,

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+import forking
 from embatch.testing.engine import FakeEngine
 
 HERE = Path(__file__).parent
@@ -117,7 +118,7 @@ class Bucket:
         if fake_models:
             script = [str(KILLABLE.with_name("fake_cli.py")), "0"]
         environ = {"EMBATCH_HOME": str(self.folder / home), "PATH": "/usr/bin:/bin"}
-        return subprocess.Popen(
+        return forking.Popen(
             [sys.executable, *script, *arguments],
             env=environ | self.s3.environ() | more,
             stdin=stdin,

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import forking
 from embatch.journal.store import Journal
 
 FAKE_CLI = Path(__file__).parents[1] / "fake_cli.py"
@@ -62,7 +63,7 @@ class Crew:
 
     def type(self, *arguments: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
         """A command, run to its end, which must be `code` unless that is None."""
-        done = subprocess.run(
+        done = forking.run(
             [sys.executable, str(FAKE_CLI), str(self.delay_s), *arguments],
             cwd=self.folder,
             env=self.environ(),
@@ -78,7 +79,7 @@ class Crew:
         """A command, running; its words go to a file of its own."""
         self.started += 1
         with (self.folder / f"said-{self.started}.txt").open("wb") as file:
-            process = subprocess.Popen(
+            process = forking.Popen(
                 [sys.executable, str(FAKE_CLI), str(self.delay_s), *arguments],
                 cwd=self.folder,
                 env=self.environ(home),
