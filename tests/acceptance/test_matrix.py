@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from faults import LINES, Line, merged
-from nursery import Nursery
 from proof import Proof, Size, Verdict
 
 from embatch.testing.cloud import CloudProcess
@@ -60,13 +59,6 @@ def test_every_line_has_its_group() -> None:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    """Where the commands are started."""
-    with Nursery() as ready:
-        yield ready
-
-
-@pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudProcess]:
     """One cloud for one run after the other; each has texts of its own."""
     with CloudProcess(
@@ -78,14 +70,10 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudProcess]:
 @pytest.mark.parametrize(
     "line", SEEDED, ids=[f"{line.name}-{line.on[0]}".replace(" ", "-") for line in SEEDED]
 )
-def test_faults_and_kills_cost_nothing(
-    line: Line, nursery: Nursery, cloud: CloudProcess, tmp_path: Path
-) -> None:
+def test_faults_and_kills_cost_nothing(line: Line, cloud: CloudProcess, tmp_path: Path) -> None:
     """Each fault with two kills, and all of them at once."""
     (on,) = line.on
-    proof = Proof(
-        folder=tmp_path, line=line, on=on, seed=SEED, size=SMALL, cloud=cloud, nursery=nursery
-    )
+    proof = Proof(folder=tmp_path, line=line, on=on, seed=SEED, size=SMALL, cloud=cloud)
     verdict = proof.judged()
     assert verdict.problems == ()
     assert verdict.kills > 0
@@ -115,7 +103,7 @@ _COUNTS = ("kills", "rows", "failures", "billed", "twice")
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-def test_the_whole_matrix(nursery: Nursery, tmp_path: Path) -> None:
+def test_the_whole_matrix(tmp_path: Path) -> None:
     """Ten kills for each fault on both clouds, under several seeds; prints the table."""
     verdicts: list[Verdict] = []
     for seed in SOAK_SEEDS:
@@ -131,7 +119,6 @@ def test_the_whole_matrix(nursery: Nursery, tmp_path: Path) -> None:
                     seed=seed,
                     size=WHOLE,
                     cloud=cloud,
-                    nursery=nursery,
                 )
                 verdicts.append(proof.judged())
     shown = table(verdicts)

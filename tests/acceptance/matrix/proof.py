@@ -1,10 +1,12 @@
 """One run on a fake cloud that does as a line of the matrix says, killed and judged."""
 
+import contextlib
 import hashlib
 import json
-import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,13 +18,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from faults import BRITTLE, POISON, SETTLE_S, Line, On
 from google.oauth2.credentials import Credentials
-from nursery import Nursery
 
+import forking
 from embatch.client import Client
 from embatch.config import CloudSettings
 from embatch.testing.cloud import Bill, CloudProcess, expected_vectors
 from embatch.vectors import normalize
 
+KILLABLE: Final = Path(__file__).parents[1] / "killable.py"
 DIMS: Final = 128
 DEADLINE_S: Final = 120
 STAGING: Final = "gs://bucket/staged"
@@ -99,7 +102,6 @@ class Proof:
     seed: int
     size: Size
     cloud: CloudProcess
-    nursery: Nursery
     problems: list[str] = field(default_factory=list)
     killed: int = 0
     starts: int = 0
@@ -176,7 +178,7 @@ class Proof:
             problems=tuple(self.problems),
         )
 
-    def _start(self, kill_at: str = "-", *, arguments: tuple[str, ...] = ()) -> int:
+    def _start(self, kill_at: str = "-", *, arguments: tuple[str, ...] = ()) -> forking.Popen:
         self.starts += 1
         asked = arguments or (
             *("run", "texts.jsonl", "-o", "out", "--provider", self.on, "--key", "id"),
@@ -186,15 +188,17 @@ class Proof:
             *(() if self.size.probe or self.line.probe else ("--no-probe",)),
             *(("--staging", STAGING) if self.on == "vertex" else ()),
         )
-        return self.nursery.start(
-            *asked,
-            folder=str(self.folder),
-            environ=self._environ(),
-            out=str(self.folder / "said"),
-            err=str(self.folder / f"log-{self.starts}"),
-            kill_at=kill_at,
-            trace=str(self._trace),
-        )
+        trace = str(self._trace)
+        said, log = self.folder / "said", self.folder / f"log-{self.starts}"
+        with said.open("wb") as output, log.open("wb") as errors:
+            return forking.Popen(
+                [sys.executable, str(KILLABLE), kill_at, trace, "-", "--", *asked],
+                cwd=self.folder,
+                env=self._environ(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+            )
 
     @property
     def _trace(self) -> Path:
@@ -218,23 +222,23 @@ class Proof:
     def _kill(self, turn: int) -> bool:
         """A start that dies at a checkpoint or by lot; False when the run ended before that."""
         if turn < len(self.line.kill_at) or turn % 2:
-            pid = self._start(self._place(turn))
-            code = self.nursery.wait(pid, DEADLINE_S)
+            process = self._start(self._place(turn))
+            code = _end(process)
         else:
             steps, pause_s = (
                 self.chance.randint(1, PASSED // self.size.kills),
                 self.chance.uniform(0.0, 0.05),
             )
-            pid = self._start()
-            code = self._watch(pid, steps)
+            process = self._start()
+            code = self._watch(process, steps)
             if code is None:
                 time.sleep(pause_s)  # the moment of the kill is the point
-                os.kill(pid, signal.SIGKILL)
-                code = self.nursery.wait(pid, DEADLINE_S)
+                process.kill()
+                code = _end(process)
         self.killed += code == -signal.SIGKILL
         if self.line.sweeps:
             self._sweep()
-        return self._goes_on(pid, code)
+        return self._goes_on(process, code)
 
     def _place(self, turn: int) -> str:
         """Where a start dies; at the end of a run only when no other kill is to come."""
@@ -263,27 +267,27 @@ class Proof:
                 if self.on == "gemini" or file.name.endswith("/input.jsonl"):
                     client.delete_file(file.name)
 
-    def _watch(self, pid: int, steps: int) -> int | None:
+    def _watch(self, process: forking.Popen, steps: int) -> int | None:
         """Waits until the process has passed so many checkpoints; its code if it ended first."""
         until = time.monotonic() + DEADLINE_S
         while time.monotonic() < until:
             if self._trace.exists() and self._trace.read_bytes().count(b"\n") >= steps:
                 return None
-            if (code := self.nursery.wait(pid, _WATCH_S)) is not None:
+            if (code := _end(process, _WATCH_S)) is not None:
                 return code
         return None
 
     def _finish(self) -> None:
-        pid = self._start()
-        code = self.nursery.wait(pid, DEADLINE_S)
-        if self._goes_on(pid, code):
+        process = self._start()
+        code = _end(process)
+        if self._goes_on(process, code):
             self.problems.append("the last start was killed by another")
 
-    def _goes_on(self, pid: int, code: int | None) -> bool:
+    def _goes_on(self, process: forking.Popen, code: int | None) -> bool:
         """Whether another start is needed; notes an end that is not the one wanted."""
         if code is None:
-            os.kill(pid, signal.SIGKILL)
-            self.nursery.wait(pid, DEADLINE_S)
+            process.kill()
+            _end(process)
             self.problems.append(f"no end after {DEADLINE_S} s: {self._last_words()}")
             return False
         if code not in (FAILED_ROWS, -signal.SIGKILL):
@@ -302,8 +306,8 @@ class Proof:
         return " | ".join([*said[-3:], str(error)])
 
     def _status(self) -> dict[str, Any]:
-        pid = self._start(arguments=("status", "out", "--json"))
-        if self.nursery.wait(pid, DEADLINE_S) != 0:
+        process = self._start(arguments=("status", "out", "--json"))
+        if _end(process) != 0:
             return {}
         told: dict[str, Any] = json.loads((self.folder / "said").read_text())
         return told
@@ -377,3 +381,10 @@ class Proof:
 
     def _fault_id(self, number: int) -> str:
         return f"{self.line.name} {self.on} {number}"
+
+
+def _end(process: forking.Popen, timeout_s: float = DEADLINE_S) -> int | None:
+    """The return code, negative for a signal; None while it still runs after so long."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(timeout_s)
+    return None
