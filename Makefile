@@ -40,9 +40,9 @@ $(BROWSER_READY): $(BROWSER)/install.py $(BROWSER)/package.json | $(READY)
 	$(BIN)/python $(BROWSER)/install.py $(@D)
 	@touch $@
 
-# Most tests wait for processes that they start and kill: three at a time keep two cores busy.
+# Most tests wait for processes that they start and kill: four at a time keep two cores busy.
 test: $(READY) $(SDK_READY) $(BROWSER_READY) ## Run every test, with a seeded part of the long proofs
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile
 
 soak: $(READY) $(SDK_READY) $(BROWSER_READY) ## Run the long proofs whole
 	$(BIN)/python -m pytest -q -m soak --timeout 7200 -s
