@@ -93,7 +93,7 @@ def _drive_size(url: str, size: int, whole: int, plans: dict[str, Any]) -> Figur
         driver.drive(until_published=count)
         spent += time.perf_counter() - began
         transactions += _transactions(engine) - before
-    plans[str(size)] = [asdict(plan) for plan in _plans(journal, engine, size)]
+    plans[str(size)] = [asdict(plan) for plan in plans_of_one_more(journal, engine, size)]
     stored = _bytes(engine)
     journal.close()
     engine.dispose()
@@ -131,7 +131,9 @@ def _drive_many_runs(url: str, plans: dict[str, Any]) -> Figures:
     for driver in drivers:
         driver.drive(until_published=15)
     spent = time.perf_counter() - began
-    plans[f"{RUNS} runs"] = [asdict(plan) for plan in _plans(journal, engine, 0, run_id=ids[0])]
+    plans[f"{RUNS} runs"] = [
+        asdict(plan) for plan in plans_of_one_more(journal, engine, 0, run_id=ids[0])
+    ]
     journal.close()
     engine.dispose()
     steps = sum(driver.steps for driver in drivers)
@@ -167,7 +169,9 @@ def _drive_together(url: str) -> Figures:
     return figures
 
 
-def _plans(journal: Journal, engine: Engine, size: int, *, run_id: str = "r1") -> list[Plan]:
+def plans_of_one_more(
+    journal: Journal, engine: Engine, size: int, *, run_id: str = "r1"
+) -> list[Plan]:
     """The plans of what one batch more asks for, and of what an idle executor asks."""
     more = Driver(journal, run_id, now=2_000_000.0)
     if size:

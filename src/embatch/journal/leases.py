@@ -229,7 +229,7 @@ class LeaseTable:
             gate = Gate.of(connection, run_id)
             return (
                 _is_any(connection, mine, under_way())
-                or _is_any(connection, mine, planned())
+                or _is_any(connection, mine, planned(), by=batches_table.c.next_at)
                 or (gate.audit_rows is not None and _is_any(connection, gate.audited_too_little()))
             )
 
@@ -342,5 +342,10 @@ def _first_copy(connection: Connection, run_id: str, mine: ColumnElement[bool]) 
     return _first(connection, ripe, table.owner_max, table.number)
 
 
-def _is_any(connection: Connection, *where: ColumnElement[bool]) -> bool:
-    return connection.execute(select(batches_table.c.id).where(*where).limit(1)).first() is not None
+def _is_any(
+    connection: Connection, *where: ColumnElement[bool], by: ColumnElement[Any] | None = None
+) -> bool:
+    """Some batch is so. `by` is the order of an index: without one PostgreSQL may read past all
+    that is done, where it takes those that are asked for to be everywhere."""
+    found = select(batches_table.c.id).where(*where).order_by(by).limit(1)
+    return connection.execute(found).first() is not None
