@@ -1,5 +1,6 @@
 """What all tests share: databases, and how long hypothesis may think."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,19 @@ settings.load_profile("embatch")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--pictures FOLDER`: the browser tests leave the pictures of the docs there."""
     parser.addoption("--pictures", metavar="FOLDER", default=None)
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the tests is not looked at again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _found_where_it_was_left() -> Iterator[None]:
+    """What tests leave open fails them when the collector meets it: here, not in a later file."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from crew import Crew, eventually
 
+from embatch.execution.presence import BEAT_S
 from embatch.journal.store import Journal
 from embatch.types.state import BatchState, RunState
 from postgres import PostgresServer
@@ -104,11 +105,11 @@ def test_a_worker_takes_its_queues_alone(crew: Crew, journal: Journal) -> None:
 
 def test_a_run_waits_for_its_workers_and_ends_as_they_do(crew: Crew, journal: Journal) -> None:
     """The command follows; who works on what is shown, beside it."""
-    crew.delay_s = 1.0  # long enough to be seen at work
+    crew.delay_s = BEAT_S + 1.0  # long enough to be seen at work
     crew.worker("--concurrency", "2")
     waiting = crew.start(
         *("run", "texts.jsonl", "-o", "out", "--key", "id", "--execution", "workers"),
-        *("--json", *LOCAL),
+        *("--json", "--provider", "local", "--max-batch-items", str(ROWS // 2)),
     )
     eventually(lambda: any(one.doing for one in journal.workers.every()), crew.said())
     (shown,) = json.loads(crew.type("workers", "--json").stdout)["workers"]
