@@ -55,8 +55,9 @@ def dashboard(
     _require_libraries()
     from embatch.dashboard.app import Dashboard
     from embatch.dashboard.pages import safe_address
-    from embatch.dashboard.serve import bind, serve, url_of
+    from embatch.dashboard.serve import serve
     from embatch.dashboard.settings import DashboardSettings
+    from embatch.listening import bind, url_of
 
     session = Session.of(context, journal=journal, as_json=as_json)
     secret = _token(token, host)

@@ -189,8 +189,9 @@ def _run(
     profile: "Profile | None",
 ) -> bool:
     """Serves until a signal comes. False when the slice in hand took too long to end."""
+    from embatch.listening import bind, url_of
     from embatch.server.models import open_catalogue
-    from embatch.server.run import bind, serve, url_of
+    from embatch.server.run import serve
     from embatch.server.service import Service
 
     with ExitStack() as opened:

@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from embatch.cli.logs import JsonFormat, TextFormat
+from embatch.listening import bind
 from embatch.server import bodies, connection
 from embatch.server.app import create_app
-from embatch.server.run import bind
 from embatch.server.weather import Weather
 from embatch.server.wire import ApiError
 from embatch.testing import FakeEngine

@@ -14,8 +14,8 @@ import httpx2
 import pytest
 
 from embatch.cli import main
+from embatch.listening import bind
 from embatch.server.connection import RESERVED_FILES
-from embatch.server.run import bind
 
 FAKE = ["serve", "--engine", "fake", "--port", "0"]
 
