@@ -9,9 +9,13 @@ from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = "/proc/self/ns/pid"
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
-_LARGE_BYTES = 1 << 20
+_LARGE_BYTES = 4 << 20
+"""At 1 MB, and with nothing kept, writing vectors takes a third more processor time: all pages of
+a block are new each time."""
+_KEPT_BYTES = 16 << 20
+"""Free memory at the end of a heap that is not given back."""
 _ARENAS = 2
 
 
@@ -25,6 +29,7 @@ def give_memory_back() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_ARENA_MAX, _ARENAS)
 
 

@@ -364,11 +364,13 @@ class _Keys:
 
 
 def at_unit_length(matrix: Matrix) -> Matrix:
-    """The rows at length 1; those that are so already, or have no direction, as they came."""
+    """The same matrix, its rows at length 1; those that are so already, or have no direction, as
+    they came."""
     lengths = np.sqrt(np.einsum("ij,ij->i", matrix, matrix, dtype=np.float64))
     off = np.isfinite(lengths) & (lengths > 0.0) & (np.abs(lengths - 1.0) > UNIT_TOLERANCE)
     if off.all():
-        return vectors.normalize(matrix) if len(matrix) else matrix
-    if off.any():
+        # As `vectors.normalize` does it, in place.
+        np.divide(matrix, lengths[:, None].astype(np.float32), out=matrix)
+    elif off.any():
         matrix[off] = vectors.normalize(matrix[off])
     return matrix

@@ -43,9 +43,11 @@ class _Reader:
 
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
-        # It finds what this process finds, wherever it was started.
+        # It finds what this process finds, wherever it was started. It multiplies no matrices: the
+        # threads of numpy's library would cost an eighth of its start.
         code = (
-            f"import sys; sys.path[:] = {sys.path!r}; "
+            "import os, sys; os.environ.setdefault('OPENBLAS_NUM_THREADS', '1'); "
+            f"sys.path[:] = {sys.path!r}; "
             f"from embatch.runs.reading import main; main({theirs.fileno()})"
         )
         with theirs:

@@ -108,7 +108,7 @@ class Join:
         digits = [key[start:] for key in keys]
         if not all(key.startswith(prefix) for key in keys) or not _are_indices(digits):
             return np.array([self._place_of(key) for key in keys], dtype=np.int64)
-        places = np.array(digits, dtype=np.int64) if digits else np.empty(0, dtype=np.int64)
+        places = np.array(list(map(int, digits)), dtype=np.int64)
         places[places >= self._items] = -1
         return places
 
@@ -129,7 +129,7 @@ class Join:
             )
         checked = self._checked(places, block.vectors)
         first = self._first_of_each(places, checked)
-        self._vectors[places[first]] = checked[first]
+        self._vectors[places[first]] = checked if first.all() else checked[first]
         self._seen[places] = True
         told = np.full(len(places), -1) if block.tokens is None else block.tokens
         told = told[first & self._usable(places)]
@@ -145,15 +145,18 @@ class Join:
         return ~np.isin(places, np.fromiter(self._errors, dtype=np.int64))
 
     def _checked(self, places: NDArray[np.int64], block: Matrix) -> Matrix:
-        finite = np.asarray(np.isfinite(block).all(axis=1))
-        zero = finite & ~np.asarray(block.any(axis=1))
+        lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
+        # Squares of finite values may be too large or too small to tell.
+        doubtful = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0.0)))
+        finite = np.ones(len(places), dtype=bool)
+        finite[doubtful] = np.isfinite(block[doubtful]).all(axis=1)
+        zero = doubtful[finite[doubtful] & ~block[doubtful].any(axis=1)]
         for index in places[~finite].tolist():
             self._errors[index] = NOT_FINITE
         for index in places[zero].tolist():
             self._errors[index] = ZERO_VECTOR
         if not self._space.normalized:
             return block
-        lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
         off = finite & (np.abs(lengths - 1.0) > UNIT_TOLERANCE)
         if not off.any():
             return block

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embatch.config import CloudSettings, Secret
 from embatch.errors import ConfigError, InvalidRequestError
@@ -14,6 +16,7 @@ from embatch.providers.limits import GEMINI, SETTLE_S, batch_limits, service_lim
 from embatch.providers.opening import open_provider
 from embatch.providers.vertex import open_vertex
 from embatch.types.models import find_model
+from embatch.vectors import normalize
 
 SETTINGS = CloudSettings(api_key=Secret("a key"))
 
@@ -128,6 +131,17 @@ def test_unit_vectors_stay_to_the_bit() -> None:
     assert made[2].tolist() == [0.0, 0.0]
     assert np.isnan(made[3][0])
     assert at_unit_length(np.empty((0, 3), dtype=np.float32)).shape == (0, 3)
+
+
+@given(rows=st.lists(st.lists(st.floats(-9, 9, width=32), min_size=3, max_size=3), max_size=9))
+def test_length_one_is_the_same_in_place_and_row_by_row(rows: list[list[float]]) -> None:
+    """To the bit what `normalize` gives, for rows that are not of length 1 and have a direction."""
+    matrix = np.array(rows, dtype=np.float32).reshape(-1, 3)
+    made = at_unit_length(matrix.copy())
+    for before, after in zip(matrix, made, strict=True):
+        length = np.linalg.norm(before.astype(np.float64))
+        stays = length == 0 or abs(length - 1.0) <= 1e-5
+        assert after.tobytes() == (before if stays else normalize(before)[0]).tobytes()
 
 
 def test_asked_is_checked_before_a_cloud_is_opened() -> None:

@@ -169,6 +169,24 @@ def test_broken_vectors_are_errors_in_their_place() -> None:
     assert np.allclose(joined.vectors[0], vectors[0], atol=1e-6)
 
 
+HOSTILE = [0.0, -0.0, 1.0, 1e-30, -1e-30, 1e-45, 1e38, -1e38, np.inf, -np.inf, np.nan]
+
+
+@given(rows=st.lists(st.lists(st.sampled_from(HOSTILE), min_size=DIMS, max_size=DIMS), min_size=1))
+def test_vectors_too_large_or_too_small_to_square_are_told_from_broken_ones(
+    rows: list[list[float]],
+) -> None:
+    """Whatever their squares come to in float32, each row is named for what it holds."""
+    joining = join(len(rows))
+    joining.add(block(list(range(len(rows))), np.array(rows, dtype=np.float32)))
+    codes = {index: error.code for index, error in joining.finish().errors.items()}
+    assert codes == {
+        index: "zero_vector" if np.isfinite(row).all() else "not_finite"
+        for index, row in enumerate(rows)
+        if not np.isfinite(row).all() or not np.any(row)
+    }
+
+
 def test_wrong_dims_are_refused() -> None:
     """Vectors of another length belong to another space."""
     with pytest.raises(AlignmentError, match="vectors of 3 values"):
