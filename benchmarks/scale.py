@@ -185,6 +185,7 @@ def plans_of_one_more(
         journal.leases.has_steps("r1" if size else run_id)
         journal.leases.renew([], lease_s=60)
         journal.leases.waits_for_person("r1" if size else run_id)
+        journal.quotas.waits("r1" if size else run_id)
     return explain(engine, recorded)
 
 

@@ -81,7 +81,7 @@ class Popen(subprocess.Popen[Any]):
             if until is not None and time.monotonic() > until:
                 assert timeout is not None
                 raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(POLL_S)
+            time.sleep(POLL_S)  # it is another's child: there is nothing to wait on
         return code
 
 

@@ -67,9 +67,11 @@ class Shell:
     def type(
         self, *arguments: str, delay_s: float = 0.0, stdin: str | None = None, real: bool = False
     ) -> Ended:
-        """Runs a command to its end; `real` takes `python -m embatch` and the real engine."""
+        """Runs a command to its end; `real` takes `python -m embatch` and the real engine, started
+        as a user's is."""
         script = ["-m", "embatch"] if real else [str(FAKE_CLI), str(delay_s)]
-        done = forking.run(
+        run = subprocess.run if real else forking.run
+        done = run(
             [sys.executable, *script, *arguments],
             cwd=self.folder,
             env=self.environ(),

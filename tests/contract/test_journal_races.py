@@ -152,12 +152,12 @@ def _step(journal: Journal, batch: BatchRecord, token: str) -> bool:
 
 def drive(url: str, run_ids: list[str]) -> list[dict[str, int]]:
     """Eight processes that know nothing of one another."""
-    forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(["embatch.journal.store"])
-    results: multiprocessing.Queue[Any] = forking.Queue()
-    begin = forking.Barrier(PROCESSES)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["embatch.journal.store"])
+    results: multiprocessing.Queue[Any] = context.Queue()
+    begin = context.Barrier(PROCESSES)
     workers = [
-        forking.Process(target=work, args=(url, f"worker {n}", run_ids, begin, results))
+        context.Process(target=work, args=(url, f"worker {n}", run_ids, begin, results))
         for n in range(PROCESSES)
     ]
     for worker in workers:
@@ -221,10 +221,10 @@ def _cancel(url: str, results: "multiprocessing.Queue[Any]") -> None:
 def test_a_run_is_cancelled_once_however_many_ask(journal: Journal, journal_url: str) -> None:
     """One process cancels; the others are told that it is done."""
     start(journal)
-    forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(["embatch.journal.store"])
-    results: multiprocessing.Queue[Any] = forking.Queue()
-    workers = [forking.Process(target=_cancel, args=(journal_url, results)) for _ in range(4)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["embatch.journal.store"])
+    results: multiprocessing.Queue[Any] = context.Queue()
+    workers = [context.Process(target=_cancel, args=(journal_url, results)) for _ in range(4)]
     for worker in workers:
         worker.start()
     found = Counter(results.get(timeout=100) for _ in workers)

@@ -480,9 +480,9 @@ def test_threads_buy_no_more_than_the_cap_together(journal: Journal, url: str) -
 def test_processes_buy_no_more_than_the_cap_together(journal: Journal, url: str) -> None:
     """Two processes that know nothing of one another."""
     start(journal, 0.5)
-    forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(["embatch.journal.store"])
-    buyers = [forking.Process(target=_buy, args=(url, f"buyer {n}", 100)) for n in range(2)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["embatch.journal.store"])
+    buyers = [context.Process(target=_buy, args=(url, f"buyer {n}", 100)) for n in range(2)]
     for buyer in buyers:
         buyer.start()
     for buyer in buyers:

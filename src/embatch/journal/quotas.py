@@ -97,12 +97,17 @@ class QuotaTable:
         """Some batch of the run is still to be sent, and none of those is in anyone's hand."""
         table = batches_table.c
         unsent = [BatchState.PLANNED.value, BatchState.UPLOADING.value, BatchState.UPLOADED.value]
+        mine = and_(table.run_id == run_id, table.kind == "embed")
+        in_hand = and_(mine, table.state.in_(unsent), table.lease_token.is_not(None))
+        # In the order of an index: else PostgreSQL may read past all batches that are sent.
+        first = select(table.id).where(mine).order_by(table.row_min).limit(1)
         with self._database.read() as connection:
-            mine = and_(table.run_id == run_id, table.kind == "embed", table.state.in_(unsent))
-            in_hand = and_(mine, table.lease_token.is_not(None))
             if connection.execute(select(table.id).where(in_hand).limit(1)).first() is not None:
                 return False
-            return connection.execute(select(table.id).where(mine).limit(1)).first() is not None
+            return any(
+                connection.execute(first.where(table.state == state)).first() is not None
+                for state in unsent
+            )
 
     @repeated
     def look_sooner(self, run_id: str, *, by: float) -> None:
