@@ -30,8 +30,11 @@ from embatch.vectors import truncate
 WINDOW_TEXTS: Final = 1024
 """Texts that are sorted by length together."""
 PACK_TOKENS: Final = 1024
-"""Padded tokens that go through the model at once: 1,024 to 2,048 are equally fast, more would
-leave the processor's cache; memory grows by 120 MB with each 1,024."""
+"""Padded tokens that go through the model at once: more would leave the processor's cache, where
+its AMX works in bf16 as the first (1,536 take 6 % longer there). Memory grows by 120 MB with each
+1,024."""
+INT8_PACK_TOKENS: Final = 1536
+"""In int8 a token takes half the room: 3 % faster than packs of 1,024 with AMX."""
 _WINDOWS_AHEAD: Final = 2
 
 
@@ -54,6 +57,7 @@ class Engine:
         self._folder = model
         self._precision = precision
         self._lane_count = threads
+        self._pack_tokens = INT8_PACK_TOKENS if precision is Precision.INT8 else PACK_TOKENS
         self._lock = threading.Lock()
         # One thread of the runtime for each lane: cores that share a batch wait for each other.
         self._lanes = Lanes(threads)
@@ -201,7 +205,7 @@ class Engine:
         return [
             self._submit(call, ids, planned, start)
             for planned in pack(
-                lengths, budget=PACK_TOKENS, max_width=self.max_tokens, lanes=self._lane_count
+                lengths, budget=self._pack_tokens, max_width=self.max_tokens, lanes=self._lane_count
             )
         ]
 

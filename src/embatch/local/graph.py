@@ -126,9 +126,12 @@ class _Bert:
             split = op.reshape(self._dense(x, prefix, name), _ints(0, 0, heads, size), True)
             return op.transpose(split, _ints(0, 2, 1, 3))
 
-        attended = op.scaled_dot_product_attention(
-            by_head("query"), by_head("key"), by_head("value"), bias
-        )
+        # Written out, the runtime turns each of the three about once; of its own attention
+        # operation it turns the keys twice.
+        scores = op.matmul(by_head("query"), by_head("key"), False, True)
+        scaled = op.multiply(scores, op.constant(np.float32(size**-0.5)))
+        shares = op.softmax(op.add(scaled, bias), -1)
+        attended = op.matmul(shares, by_head("value"), False, False)
         joined = op.reshape(
             op.transpose(attended, _ints(0, 2, 1, 3)), _ints(0, 0, self._shape.hidden), True
         )
